@@ -1,0 +1,1 @@
+"""User-level differential privacy: sampling, clipping, noise, accounting. Knows nothing of Flower."""

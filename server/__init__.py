@@ -1,0 +1,1 @@
+"""The aggregator's side: Flower ServerApp, rounds, aggregation."""

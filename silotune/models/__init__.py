@@ -1,0 +1,1 @@
+"""Frozen base model, LoRA adapter and head."""

@@ -1,0 +1,1 @@
+"""What is learned: tables become examples, with a head, a loss and metrics."""

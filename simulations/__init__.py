@@ -1,0 +1,1 @@
+"""Many silos on one machine: scenarios, engines, baselines, comparison and report."""
