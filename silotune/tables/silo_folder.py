@@ -150,8 +150,8 @@ def _write_table(
     used = {name: pad for name, pad in pads.items() if f"${name}" in select}
     try:
         connection.execute(
-            f"COPY (SELECT * FROM ({select}) ORDER BY {_ORDER[table.name]}) "
-            f"TO {sql_path(path)} (FORMAT parquet, COMPRESSION zstd)",  # noqa: S608 - names come from the schema
+            f"COPY (SELECT * FROM ({select}) ORDER BY {_ORDER[table.name]}) "  # noqa: S608
+            f"TO {sql_path(path)} (FORMAT parquet, COMPRESSION zstd)",
             used or None,
         )
     except duckdb.ConversionException as error:
@@ -178,7 +178,7 @@ def _select(connection: duckdb.DuckDBPyConnection, table: Table, query: str) -> 
         value = f"CAST({value} AS {column.sql_type})"
         parts.append(f'{_hashed(column.name, value, table)} AS "{column.name}"')
     parts += [f'CAST("{name}" AS VARCHAR) AS "{name}"' for name in extra]
-    return f"SELECT {', '.join(parts)} FROM ({query}) AS source"  # noqa: S608 - likewise
+    return f"SELECT {', '.join(parts)} FROM ({query}) AS source"  # noqa: S608
 
 
 def _hashed(column: str, value: str, table: Table) -> str:
