@@ -13,8 +13,6 @@ Every column of `silotune.tables.schema` is present in every silo, empty where t
 none. A folder appears whole or not at all.
 """
 
-import hashlib
-import hmac
 import itertools
 import os
 import re
@@ -29,6 +27,7 @@ import pyarrow.parquet as pq
 
 from silotune.config import config, from_toml
 from silotune.errors import ConfigError, DataError
+from silotune.tables.keyed_hash import KEY_BYTES, hash_parameters, hash_sql
 from silotune.tables.schema import EVENTS, ITEMS, PROMOTIONS, TABLES, USERS, Table
 from silotune.tables.staging import sql_path, staged_folder, sync, write_private
 
@@ -36,15 +35,11 @@ __all__ = [
     "SCHEMA_VERSION",
     "SiloFolder",
     "SiloInfo",
-    "hash_user_id",
     "list_silos",
     "write_silo",
 ]
 
 SCHEMA_VERSION = 1
-KEY_BYTES = 32
-HASH_CHARACTERS = 32
-_BLOCK_BYTES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ARROW_TYPES = {"text": "string", "number": "double", "time": "timestamp[us]"}
 
@@ -55,13 +50,6 @@ _ORDER = {
     PROMOTIONS.name: 'start, item_id, category, "end", placement, mechanic, depth',
     USERS.name: "user_id",
 }
-
-# HMAC-SHA256 (RFC 2104) spelled out, so that DuckDB hashes in its own threads, out of core and
-# in one pass over the source; `$inner` and `$outer` are the padded keys.
-_HMAC = (
-    "left(sha256($outer::BLOB || unhex(sha256($inner::BLOB || encode({message})))), "
-    f"{HASH_CHARACTERS})"
-)
 
 
 @config
@@ -90,11 +78,6 @@ class SiloInfo:
             )
 
 
-def hash_user_id(user_id: str, *, key: bytes) -> str:
-    """Return the id that stands for ``user_id`` in a silo: 32 hex characters of HMAC-SHA256."""
-    return hmac.digest(key, user_id.encode(), hashlib.sha256).hex()[:HASH_CHARACTERS]
-
-
 def write_silo(
     connection: duckdb.DuckDBPyConnection,
     sources: Mapping[str, str],
@@ -106,7 +89,7 @@ def write_silo(
 ) -> SiloInfo:
     """Write the tables that ``sources`` yields as the silo folder ``out`` and return its info.
 
-    User ids are replaced by keyed hashes (`hash_user_id`), visit ids likewise, since a merchant's
+    User ids are replaced by keyed hashes (`keyed_hash`), visit ids likewise, since a merchant's
     visit ids often contain the customer's; where a visit id is empty, the user's day is the visit.
     Rows are not checked against the schema beyond types and empty values: readers do that.
 
@@ -145,14 +128,12 @@ def _write_table(
 ) -> None:
     path = stage / f"{table.name}.parquet"
     select = _select(connection, table, query)
-    padded = key.ljust(_BLOCK_BYTES, b"\0")
-    pads = {"inner": bytes(b ^ 0x36 for b in padded), "outer": bytes(b ^ 0x5C for b in padded)}
-    used = {name: pad for name, pad in pads.items() if f"${name}" in select}
+    hashes = "user_id" in table.names
     try:
         connection.execute(
             f"COPY (SELECT * FROM ({select}) ORDER BY {_ORDER[table.name]}) "  # noqa: S608
             f"TO {sql_path(path)} (FORMAT parquet, COMPRESSION zstd)",
-            used or None,
+            hash_parameters(key) if hashes else None,
         )
     except duckdb.ConversionException as error:
         raise DataError(f"{table.name}: {error}. Nothing was written.") from error
@@ -183,11 +164,11 @@ def _select(connection: duckdb.DuckDBPyConnection, table: Table, query: str) -> 
 
 def _hashed(column: str, value: str, table: Table) -> str:
     if column == "user_id":
-        return _HMAC.format(message=value)
+        return hash_sql(value)
     if column == "visit_id" and table is EVENTS:
         # The prefixes keep a visit's hash from ever being a user's.
         day = "'day:' || CAST(user_id AS VARCHAR) || ':' || CAST(CAST(time AS DATE) AS VARCHAR)"
-        return _HMAC.format(message=f"coalesce('visit:' || {value}, {day})")
+        return hash_sql(f"coalesce('visit:' || {value}, {day})")
     return value
 
 
