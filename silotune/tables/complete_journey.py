@@ -10,7 +10,7 @@ columns are described at https://bradleyboehmke.github.io/completejourney. What 
   **Discount** adds the manufacturer's coupon, which the customer does not pay either, and never
   exceeds the price.
 - **Lines of quantity 0** are dropped (8,869 of 1,469,307; 49 of them with money): nothing was
-  bought, and there is no unit to price. Gasoline is counted in thousandths of a gallon: divided.
+  bought, and there is no unit to price. Pumped gasoline is in thousandths of a gallon: divided.
 - **Depth** of a promotion is not in the data. It is estimated for the item's category and week
   from the receipts of all *other* silos and stores (total minus own, in whole cents), so that no
   receipt of the silo can change it: the discounted share of list value, drawn towards the

@@ -83,15 +83,20 @@ ABBREVIATIONS = {
     "refrgratd": "refrigerated",
     "sald": "salad",
     "sft": "soft",
+    "sgl": "single",
     "sherbts": "sherbets",
     "sndwch": "sandwich",
     "sngl": "single",
     "sply": "supply",
     "sprd": "spread",
     "srv": "serve",
+    "sv": "serve",
+    "sw": "sweet",
     "trsh": "trash",
     "veg": "vegetable",
+    "vend": "vending",
     "whl": "whole",
+    "whlsm": "wholesome",
     "wtr": "water",
 }
 """The product table's own abbreviations that occur often. A language model knows the words."""
@@ -120,7 +125,11 @@ WITH words AS (
     FROM products
 )
 SELECT product_id::INTEGER AS product_id,
-       concat_ws(', ', coalesce(narrow, middle, department), size) AS title,
+       -- "premium" says little without "ice cream"; "kids cereal" needs no "cold cereal".
+       concat_ws(', ', CASE WHEN narrow IS NULL OR NOT list_has_any(
+           regexp_extract_all(narrow, '[a-z]{3,}'), regexp_extract_all(middle, '[a-z]{3,}')
+       ) THEN middle END, coalesce(narrow, CASE WHEN middle IS NULL THEN department END), size)
+           AS title,
        concat_ws(' > ', department, middle, CASE WHEN middle IS NOT NULL THEN narrow END)
            AS category,
        concat_ws(' > ', department, middle) AS level2, brand, size
@@ -134,7 +143,9 @@ LINES = """
 CREATE TABLE lines AS
 SELECT silo, week::SMALLINT AS week, household_id::INTEGER AS household_id, basket_id,
        product_id::INTEGER AS product_id, transaction_timestamp AS time, level2,
-       CASE WHEN category LIKE '%> gasoline%' THEN quantity / 1000 ELSE quantity END AS quantity,
+       -- Pumped gasoline comes in thousandths of a gallon, prepaid gasoline as quantity 1.
+       CASE WHEN category LIKE '%> gasoline%' AND quantity >= 100 THEN quantity / 1000
+            ELSE quantity END AS quantity,
        round(100 * (sales_value + retail_disc + coupon_match_disc))::BIGINT AS list_cents,
        least(list_cents, round(100 * (retail_disc + coupon_match_disc + coupon_disc))::BIGINT)
            AS off_cents,
