@@ -7,6 +7,7 @@ quote within them doubled, a first line of column names, UTF-8 with or without a
 import codecs
 import contextlib
 import csv
+import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,18 @@ from typing import BinaryIO
 
 from silotune.tables.problems import UnreadableError
 
-__all__ = ["DELIMITERS", "CsvFile", "inspect_csv", "line_at", "lines_of_rows"]
+__all__ = ["DELIMITERS", "QUOTES_REMEDY", "CsvFile", "inspect_csv", "line_at", "lines_of_rows"]
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 """Tried in this order; the first wins a tie."""
 
+QUOTES_REMEDY = (
+    "Put fields that hold the delimiter, a quote or a line break in double quotes and double the "
+    "quotes within."
+)
+
 _CHUNK_BYTES = 1 << 20
+_ROW_BYTES = 2_000_000  # DuckDB's limit
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -30,8 +37,10 @@ class CsvFile:
     path: Path
     delimiter: str
     header: tuple[str, ...]
-    has_quotes: bool
-    """Some field is quoted, so that a line break may be part of a value."""
+    rows: int | None
+    """Rows of data, counted where the file has quotes; None where each line is a row.
+
+    DuckDB drops a last row whose quotes do not end, without a word: it has to find as many."""
 
 
 def inspect_csv(path: Path, known: Collection[str]) -> CsvFile:
@@ -54,22 +63,50 @@ def inspect_csv(path: Path, known: Collection[str]) -> CsvFile:
             "The first line must hold the names of the columns, with "
             f"{', '.join(DELIMITERS.values())} between them.",
         )
-    return CsvFile(path=path, delimiter=delimiter, header=header, has_quotes=has_quotes)
+    rows = None
+    if has_quotes:
+        rows = 0
+        for rows, _ in _rows(path, delimiter, single=len(header) == 1):  # noqa: B007 - the last one
+            pass
+    return CsvFile(path=path, delimiter=delimiter, header=header, rows=rows)
 
 
 def _headers(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     for delimiter in DELIMITERS:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            fields = next((r for r in _records(file, delimiter) if r), [])
+        fields: list[str] = []
+        with path.open(encoding="utf-8-sig", newline="") as file, contextlib.suppress(csv.Error):
+            fields = next((r for r in csv.reader(file, delimiter=delimiter) if r), [])
         yield delimiter, tuple(name.strip() for name in fields)
 
 
-def _records(file: Iterator[str], delimiter: str) -> Iterator[list[str]]:
+def _rows(path: Path, delimiter: str, *, single: bool) -> Iterator[tuple[int, int]]:
+    """Yield number and first line of each row of data, both from 1.
+
+    A blank line is a row only in a file of a ``single`` column.
+    """
+    row, next_line = -1, 1
+    with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
+        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+        try:
+            for record in reader:
+                line, next_line = next_line, reader.line_num + 1
+                if record or (single and row >= 0):
+                    row += 1
+                    if row:
+                        yield row, line
+        except csv.Error as error:
+            raise UnreadableError(
+                "has a row whose quotes do not match", QUOTES_REMEDY, first_line=next_line
+            ) from error
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    before = csv.field_size_limit(_ROW_BYTES)
     try:
-        yield from csv.reader(file, delimiter=delimiter)
-    except csv.Error:
-        # A field longer than the module's limit: such a file fails in the reader proper.
-        return
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _check_text(path: Path) -> bool:
@@ -128,18 +165,6 @@ def lines_of_rows(file: CsvFile, rows: Collection[int]) -> dict[int, int]:
 
     Lines and rows part where a value holds a line break and where lines are blank.
     """
-    found: dict[int, int] = {}
-    with file.path.open(encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=file.delimiter)
-        # The header counts as row 0; a blank line is a row only where a row is a single field.
-        row, next_line = -1, 1
-        with contextlib.suppress(csv.Error):  # a field over the module's limit: the row has to do
-            for record in reader:
-                line, next_line = next_line, reader.line_num + 1
-                if record or (len(file.header) == 1 and row >= 0):
-                    row += 1
-                    if row in rows:
-                        found[row] = line
-                if row >= max(rows):
-                    break
-    return found
+    numbered = _rows(file.path, file.delimiter, single=len(file.header) == 1)
+    within = itertools.takewhile(lambda place: place[0] <= max(rows), numbered)
+    return {row: line for row, line in within if row in rows}

@@ -12,7 +12,7 @@ import duckdb
 
 from silotune.errors import DataError
 
-__all__ = ["Cancellable", "explain_full_disk", "is_shortage"]
+__all__ = ["Cancellable", "explain_full_disk", "is_interruption", "is_shortage"]
 
 T = TypeVar("T")
 
@@ -71,6 +71,12 @@ class Cancellable:
             except KeyboardInterrupt:
                 interrupted = True
         return interrupted
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether ``error`` is DuckDB's way to say that Ctrl-C stopped a query."""
+    stopped = isinstance(error, RuntimeError) and str(error) == "Query interrupted"
+    return stopped or isinstance(error, duckdb.InterruptException)
 
 
 def is_shortage(error: BaseException) -> bool:

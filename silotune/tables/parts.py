@@ -12,11 +12,11 @@ from typing import Protocol
 
 import duckdb
 
-from silotune.tables.csv_files import CsvFile, inspect_csv, line_at, lines_of_rows
+from silotune.tables.csv_files import QUOTES_REMEDY, CsvFile, inspect_csv, line_at, lines_of_rows
 from silotune.tables.local_work import is_shortage
 from silotune.tables.postgres import READ_REMEDY, PostgresSource
 from silotune.tables.problems import UnreadableError, counted
-from silotune.tables.schema import Table
+from silotune.tables.schema import TABLES, Table
 from silotune.tables.staging import sql_path
 
 __all__ = [
@@ -36,10 +36,6 @@ _CSV_ERRORS = {
     "UNQUOTED VALUE": "has {rows} whose quotes do not match",
     "LINE SIZE OVER MAXIMUM": "has {rows} of more than 2 MB",
 }
-_CSV_REMEDY = (
-    "Put fields that hold the delimiter, a quote or a line break in double quotes and double the "
-    "quotes within."
-)
 
 
 class Part(Protocol):
@@ -107,9 +103,9 @@ class CsvPart:
         connection = self._connection
         connection.begin()
         try:
-            with _unreadable("cannot be read as CSV", _CSV_REMEDY):
+            with _unreadable("cannot be read as CSV", QUOTES_REMEDY):
                 count = _count(connection.execute(f"{insert} {self._relation()}"))
-            self._refuse_rejects()
+            self._verify(count)
         except BaseException:
             connection.rollback()
             raise
@@ -124,25 +120,28 @@ class CsvPart:
         types = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in self.columns)
         # In parallel a reader starts somewhere in the file and may mistake a line break within
         # quotes for the end of a row; without quotes it cannot.
-        parallel = str(not self._file.has_quotes).lower()
+        parallel = str(self._file.rows is None).lower()
         return (
             f"read_csv({_sql_file(self._file.path)}, columns = {{{types}}}, "
             f"delim = {_text(self._file.delimiter)}, header = true, quote = '\"', escape = '\"', "
             f"auto_detect = false, parallel = {parallel}, store_rejects = true)"
         )
 
-    def _refuse_rejects(self) -> None:
+    def _verify(self, count: int) -> None:
         rejects = self._connection.execute(
-            "SELECT CAST(error_type AS VARCHAR), count(*), min(line_byte_position) "
+            "SELECT CAST(error_type AS VARCHAR), count(DISTINCT line_byte_position), "
+            "min(line_byte_position) "
             "FROM reject_errors GROUP BY ALL ORDER BY 3, 1"
         ).fetchall()
         if rejects:
-            kind, count, byte = rejects[0]
+            kind, rows, byte = rejects[0]
             message = _CSV_ERRORS.get(kind, "has {rows} that cannot be read")
-            message = message.format(rows=counted(count, "row"))
+            message = message.format(rows=counted(rows, "row"))
             # The position counts from 1, and the line break before a row belongs to it.
             line = line_at(self._file.path, byte - 1)
-            raise UnreadableError(message, _CSV_REMEDY, first_line=line, count=count)
+            raise UnreadableError(message, QUOTES_REMEDY, first_line=line, count=rows)
+        if self._file.rows not in (None, count):
+            raise UnreadableError("has quotes that can be read in two ways", QUOTES_REMEDY)
 
 
 class DatabasePart:
@@ -190,9 +189,13 @@ def find_files(folder: Path, table: Table) -> tuple[str, list[Path]] | None:
     if not found and not table.required:
         return None
     if not found:
-        others = [path.name for path in folder.iterdir()]
-        near = difflib.get_close_matches(f"{name}.parquet", others, n=1, cutoff=0.5)
-        near = near or difflib.get_close_matches(f"{name}.csv", others, n=1)
+        known = {f"{t.name}{end}" for t in TABLES for end in ("", ".parquet", ".csv")}
+        others = {p.name.casefold(): p.name for p in folder.iterdir() if p.name not in known}
+        near = [
+            others[match]
+            for file in (f"{name}.parquet", f"{name}.csv")
+            for match in difflib.get_close_matches(file, others, n=1)
+        ]
         hint = f"Is it '{near[0]}'? Rename that." if near else "Export it."
         raise UnreadableError(f"is missing: no {name}.parquet, {name}.csv or folder {name}/", hint)
     if len(found) > 1:

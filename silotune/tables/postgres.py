@@ -91,6 +91,7 @@ class PostgresSource:
                 "`pip install 'silotune[postgres]'`."
             ) from None
         self._error = dbapi.Error
+        self._stream: dbapi.Cursor | None = None
         try:
             self._connection = dbapi.connect(address)
         except self._error as error:
@@ -127,8 +128,9 @@ class PostgresSource:
             quoted(name) if kind in native else f"{quoted(name)}::text AS {quoted(name)}"
             for name, kind in columns.items()
         ]
-        # Closing the connection closes the cursor, which must outlive the stream.
-        cursor = self._connection.cursor()
+        self._close_stream()
+        # Kept: a stream ends with its cursor.
+        cursor = self._stream = self._connection.cursor()
         relation = f"{quoted(self.schema)}.{quoted(table)}"
         try:
             # A statement that fails spoils the transaction up to here only.
@@ -141,6 +143,7 @@ class PostgresSource:
 
     def recover(self) -> None:
         """Make the connection usable again after a stream broke."""
+        self._close_stream()
         with contextlib.suppress(self._error), self._connection.cursor() as cursor:
             cursor.execute("ROLLBACK TO SAVEPOINT silotune")
 
@@ -150,6 +153,7 @@ class PostgresSource:
 
     def close(self) -> None:
         """Give the connection back."""
+        self._close_stream()
         self._connection.close()
 
     def reason(self, error: BaseException) -> str:
@@ -159,6 +163,11 @@ class PostgresSource:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text.rstrip(".")
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def _default_schema(self) -> str:
         name = self._rows("SELECT current_schema()::text")[0][0]

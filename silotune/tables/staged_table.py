@@ -75,7 +75,8 @@ def check_columns(staged: StagedTable) -> list[Problem]:
     else:
         # A required column that is missing has said already which one it may be.
         absent = [c.name for c in table.columns if c.name not in names and not c.required]
-        named = {_near(c.name, unknown) for c in table.columns if c.required and c.name not in names}
+        missing = [c.name for c in table.columns if c.name not in names and c.required]
+        named = {_near(name, unknown) for name in missing}
         problems += [_unknown(staged, name, absent) for name in unknown if name not in named]
     return problems
 
