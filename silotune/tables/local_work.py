@@ -43,31 +43,43 @@ class Cancellable:
             return work()  # signals do not arrive here
         results: list[T] = []
         errors: list[BaseException] = []
+        # Not the thread's own `join`: one that Ctrl-C interrupts takes the thread for ended.
+        ended = threading.Event()
 
         def body() -> None:
             try:
                 results.append(work())
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 errors.append(error)
+            finally:
+                ended.set()
 
         thread = threading.Thread(target=body, name="silotune-work")
         thread.start()
-        if self._wait(thread):
-            raise KeyboardInterrupt from (errors[0] if errors else None)
-        if errors:
-            raise errors[0]
+        interrupted = self._wait(ended)
+        thread.join()
+        try:
+            if interrupted:
+                raise KeyboardInterrupt
+            if errors:
+                raise errors[0]
+        finally:
+            # An error that can reach itself through this frame keeps all it touched alive.
+            errors.clear()
         return results[0]
 
-    def _wait(self, thread: threading.Thread) -> bool:
-        """Wait for ``thread`` and return whether it was interrupted meanwhile."""
+    def _wait(self, ended: threading.Event) -> bool:
+        """Wait for the work and return whether it was interrupted meanwhile."""
         interrupted = False
-        while thread.is_alive():
+        while not ended.is_set():
             try:
                 if interrupted:
                     # Again and again: between two queries there is nothing to stop.
                     for cancel in self._cancels:
-                        cancel()
-                thread.join(_POLL_SECONDS)
+                        # What is closed already needs no stopping.
+                        with contextlib.suppress(Exception):
+                            cancel()
+                ended.wait(_POLL_SECONDS)
             except KeyboardInterrupt:
                 interrupted = True
         return interrupted

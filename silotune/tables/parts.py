@@ -158,14 +158,14 @@ class DatabasePart:
 
     def load(self, insert: str) -> int:
         """See `Part`."""
-        stream = self._database.read(self._table.name, self.columns)
-        self._connection.register(_STREAM, stream)
+        self._connection.register(_STREAM, self._database.read(self._table.name, self.columns))
         try:
             return _count(self._connection.execute(f"{insert} {_STREAM}"))
         except duckdb.Error as error:
             if is_shortage(error) or isinstance(error, duckdb.InterruptException):
                 raise
             reason = self._database.reason(error)
+            self._connection.unregister(_STREAM)
             self._database.recover()
             raise UnreadableError(f"cannot be read ({reason})", READ_REMEDY) from None
         finally:

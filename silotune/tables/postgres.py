@@ -97,9 +97,7 @@ class PostgresSource:
         except self._error as error:
             raise DataError(f"{self.source}: {self.reason(error)}.") from None
         try:
-            with self._connection.cursor() as cursor:
-                for statement in _SESSION:
-                    cursor.execute(statement)
+            self._begin()
             self.schema = schema or in_uri or self._default_schema()
         except (self._error, UnreadableError) as error:
             self.close()
@@ -133,8 +131,6 @@ class PostgresSource:
         cursor = self._stream = self._connection.cursor()
         relation = f"{quoted(self.schema)}.{quoted(table)}"
         try:
-            # A statement that fails spoils the transaction up to here only.
-            cursor.execute("SAVEPOINT silotune")
             cursor.execute(f"SELECT {', '.join(selected)} FROM {relation}")  # noqa: S608 - quoted
             return cursor.fetch_record_batch()
         except self._error as error:
@@ -142,10 +138,15 @@ class PostgresSource:
             raise UnreadableError(f"cannot be read ({self.reason(error)})", READ_REMEDY) from None
 
     def recover(self) -> None:
-        """Make the connection usable again after a stream broke."""
+        """Make the connection usable again after a statement failed.
+
+        What follows sees a later state of the database, which does no harm: with one table
+        unreadable nothing is imported.
+        """
         self._close_stream()
-        with contextlib.suppress(self._error), self._connection.cursor() as cursor:
-            cursor.execute("ROLLBACK TO SAVEPOINT silotune")
+        with contextlib.suppress(self._error):
+            self._connection.rollback()
+            self._begin()
 
     def cancel(self) -> None:
         """Stop what the database is doing for this connection; from any thread."""
@@ -159,10 +160,16 @@ class PostgresSource:
     def reason(self, error: BaseException) -> str:
         """Return the first line of an error's text, without the password."""
         text = str(error).strip().split("\n")[0]
-        text = re.sub(r"^[A-Z_]+: (\[libpq\] )?", "", text)
+        # Before these words stands only who passed the message on.
+        text = re.sub(r"^.*(\[libpq\]|ERROR:|FATAL:)\s+", "", text)
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text.rstrip(".")
+
+    def _begin(self) -> None:
+        with self._connection.cursor() as cursor:
+            for statement in _SESSION:
+                cursor.execute(statement)
 
     def _close_stream(self) -> None:
         if self._stream is not None:
@@ -179,6 +186,7 @@ class PostgresSource:
                 cursor.execute(query)
                 return list(cursor.fetchall())
         except self._error as error:
+            self.recover()
             raise UnreadableError(f"cannot be read ({self.reason(error)})", READ_REMEDY) from None
 
 

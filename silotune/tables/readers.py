@@ -104,16 +104,20 @@ def _working_folder(parent: Path | None) -> Path:
 
 
 def _connect(folder: Path) -> duckdb.DuckDBPyConnection:
-    return duckdb.connect(
+    connection = duckdb.connect(
         folder / "stage.duckdb",
         config={
             "temp_directory": str(folder / "spill"),
-            # A time with a zone becomes UTC, one without is UTC.
-            "TimeZone": "UTC",
             # Otherwise an unknown function makes DuckDB look for an extension on the network.
             "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
         },
     )
+    # A time with a zone becomes UTC, one without is UTC.
+    connection.execute("SET TimeZone = 'UTC'")
+    # The file is removed next: tidying it up on closing would be for nothing.
+    connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+    return connection
 
 
 def _file_tables(stage: Stage, folder: Path) -> list[StagedTable]:
