@@ -1,0 +1,92 @@
+"""User-level DP-SGD: one clipped contribution per user and step, noise, public normaliser.
+
+Shape suffixes: U users, D parameters.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from privacy.randomness import RandomSource
+from silotune.config import config
+from silotune.errors import ConfigError
+
+__all__ = ["DPConfig", "clip_user_gradients", "noisy_mean"]
+
+
+@config
+class DPConfig:
+    """Parameters of one private training. All public."""
+
+    clip_norm: float
+    """L2 bound of one user's gradient, in gradient units."""
+    noise_multiplier: float
+    """Standard deviation of the noise over ``clip_norm``."""
+    sampling_rate: float
+    """Chance with which a user takes part in a step, q."""
+    examples_per_user: int = 16
+    """Examples of one user in one step, at most. Bounds the cost, not the privacy."""
+
+    def __post_init__(self) -> None:
+        """Check ranges. Raises ConfigError."""
+        if not self.clip_norm > 0:
+            raise ConfigError(f"clip_norm is {self.clip_norm}; it must be > 0.")
+        if not self.noise_multiplier > 0:
+            raise ConfigError(f"noise_multiplier is {self.noise_multiplier}; it must be > 0.")
+        if not 0 < self.sampling_rate <= 1:
+            raise ConfigError(
+                f"sampling_rate is {self.sampling_rate}; it must be above 0 and at most 1."
+            )
+        if self.examples_per_user < 1:
+            raise ConfigError(f"examples_per_user is {self.examples_per_user}; at least 1.")
+
+
+def clip_user_gradients(grads_UD: Tensor, clip_norm: float) -> Tensor:
+    """Scale each user's gradient to L2 norm ``clip_norm`` at most, in float64.
+
+    One user moves the sum of the rows by at most ``clip_norm``: the sensitivity that
+    `privacy.accounting` assumes. Flat clipping, Abadi et al. (2016), arXiv:1607.00133.
+    A row with a NaN or an infinity becomes zero: passing it on would make the whole sum
+    NaN and so reveal that the user is there.
+
+    Args:
+        grads_UD: one row per sampled user, (users, parameters), loss units per parameter.
+        clip_norm: the bound, > 0.
+    """
+    grads_UD = grads_UD.double()
+    finite_U1 = torch.isfinite(grads_UD).all(dim=1, keepdim=True)
+    grads_UD = torch.where(finite_U1, grads_UD, torch.zeros_like(grads_UD))
+    norms_U1 = grads_UD.norm(dim=1, keepdim=True)
+    # A hair below the bound: rounding of the division must not lift a norm above it.
+    factor_U1 = clip_norm * (1 - 1e-12) / norms_U1.clamp_min(clip_norm)
+    return grads_UD * factor_U1
+
+
+def noisy_mean(
+    parts: Iterable[Tensor],
+    size: int,
+    settings: DPConfig,
+    nominal_users: int,
+    source: RandomSource,
+) -> Tensor:
+    """Return the private gradient of one step, float32, (D,).
+
+    (sum over sampled users of their clipped gradients + noise) / (q × nominal users). The
+    divisor is public; the realised sample size is not used. With no part at all, an empty
+    Poisson sample, the result is noise alone and the step counts all the same.
+
+    Args:
+        parts: unclipped gradients of the sampled users, (U, D) each; every user is whole
+            within one part.
+        size: parameters, D.
+        settings: clip, noise and rate.
+        nominal_users: the silo's declared number of users, public.
+        source: cryptographic in a real run.
+    """
+    total_D = torch.zeros(size, dtype=torch.float64)
+    for grads_UD in parts:
+        total_D += clip_user_gradients(grads_UD, settings.clip_norm).sum(0).cpu()
+    std = settings.noise_multiplier * settings.clip_norm
+    total_D += std * torch.from_numpy(source.gaussian(size))
+    return (total_D / (settings.sampling_rate * nominal_users)).float()

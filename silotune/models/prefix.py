@@ -1,0 +1,88 @@
+"""Run the layers below the LoRA layers once per example, and train from what they gave.
+
+With LoRA on the top k layers only, everything below is a constant of the base model. The
+lower layers are switched to return stored activations in place of computing them; masks,
+position codes and the layers above stay the model's own code, so that any architecture
+whose layers map hidden states to hidden states works without code of its own here.
+
+Shape suffixes: E examples, T tokens, H hidden size.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from silotune.models.base import layer_list
+
+__all__ = ["FrozenPrefix"]
+
+
+class _Reached(Exception):  # noqa: N818  # control flow, not an error
+    pass
+
+
+class FrozenPrefix:
+    """The lowest ``depth`` layers of ``model`` as a function of the tokens alone.
+
+    Args:
+        model: bare transformer, as `load_base` returns it.
+        depth: layers that nothing is trained in, counted from the bottom; 0 switches it off.
+    """
+
+    def __init__(self, model: nn.Module, depth: int) -> None:
+        self.model = model
+        self.depth = depth
+        self._stored: Tensor | None = None
+        self._layers = layer_list(model)
+        self._tuple = False
+        for index in range(depth):
+            self._patch(index)
+
+    def _patch(self, index: int) -> None:
+        layer = self._layers[index]
+        original = layer.forward
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self._stored is None:
+                out = original(hidden_states, *args, **kwargs)
+                self._tuple = isinstance(out, tuple)
+                return out
+            out = self._stored if index == 0 else hidden_states
+            return (out,) if self._tuple else out
+
+        # On the instance: the module keeps its name, so peft and state dicts see no change.
+        layer.forward = forward
+
+    @torch.no_grad()
+    def compute(self, ids_ET: Tensor, mask_ET: Tensor) -> Tensor:
+        """Return the activations that enter layer ``depth``, (E, T, H)."""
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            caught.append(args[0] if args else kwargs["hidden_states"])
+            raise _Reached
+
+        hook = self._layers[self.depth].register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            self.model(input_ids=ids_ET, attention_mask=mask_ET, **_no_cache(self.model))
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
+        return caught[0]
+
+    @contextmanager
+    def stored(self, hidden_ETH: Tensor) -> Iterator[None]:
+        """Within the context the lower layers return ``hidden_ETH`` and compute nothing."""
+        self._stored = hidden_ETH
+        try:
+            yield
+        finally:
+            self._stored = None
+
+
+def _no_cache(model: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if hasattr(model.config, "use_cache") else {}

@@ -1,0 +1,266 @@
+"""Base + LoRA + head: text and numeric features in, logits out.
+
+The head is linear on the pooled text and the numeric features. Scales, centre and whitening
+are public constants that balance the parts under one clip norm.
+
+Shape suffixes: E examples, T tokens, H hidden size, F numeric features, K outputs, D adapter.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from silotune.config import config
+from silotune.errors import ConfigError, ModelError
+from silotune.models.adapter import AdapterLayout, LoraSettings, inject_lora
+from silotune.models.base import (
+    DEFAULT_BASE,
+    Pooling,
+    base_digest,
+    default_pooling,
+    layer_list,
+    load_base,
+    load_tokenizer,
+    pool,
+)
+from silotune.models.prefix import FrozenPrefix
+
+__all__ = ["Head", "ModelConfig", "TextModel"]
+
+
+_NUMERIC_CENTRE = 0.1
+_FLOOR = 0.1
+
+
+@config
+class ModelConfig:
+    """Base model, LoRA, head and precision. Public; the same in every silo."""
+
+    base: str = DEFAULT_BASE
+    """'minilm' (packaged), a model folder, or a hub id."""
+    gguf_file: str | None = None
+    """File in the folder, for a base stored as GGUF."""
+    lora: LoraSettings = LoraSettings()
+    use_text: bool = True
+    """False: the numeric features alone, to see what the language model adds."""
+    max_tokens: int = 64
+    """Longer texts are cut at the end."""
+    pooling: Pooling | None = None
+    """None: mean of the tokens for encoders, last token for causal models."""
+    text_scale: float = 2.0
+    """Factor on the centred, whitened text vector before the head."""
+    numeric_scale: float = 2.0
+    """Factor on the numeric features, which lie in [0, 1], before the head."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen layers and activations; the adapter, its gradients, norms and noise are
+    float32 or better always. 'auto': bfloat16 where the processor computes in it."""
+
+    def __post_init__(self) -> None:
+        """Check ranges. Raises ConfigError."""
+        if self.max_tokens < 8:
+            raise ConfigError(f"max_tokens is {self.max_tokens}; it must be at least 8.")
+        for field in ("text_scale", "numeric_scale"):
+            if getattr(self, field) <= 0:
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must be > 0.")
+
+
+class Head(nn.Module):
+    """Linear head on whitened text and bounded numeric features; starts at zero.
+
+    ``logits = score([(pooled - centre) @ whitening, numeric_scale * (numeric - 0.1)])``.
+    Centre and whitening come from public texts: sentence vectors of one model share a large
+    common part, and gradient descent under a clip spends its steps on that part otherwise.
+    """
+
+    centre_H: Tensor
+    whitening_HH: Tensor
+
+    def __init__(self, public_PH: Tensor | None, numeric: int, outputs: int, cfg: ModelConfig):
+        """Build from pooled public texts, (P, H); None for a model without text."""
+        super().__init__()
+        self.numeric_scale = cfg.numeric_scale
+        text_size = 0
+        if public_PH is not None:
+            centre_H, whitening_HH = _whitening(public_PH, cfg.text_scale)
+            # Constants, derived alike on every machine: no part of the adapter.
+            self.register_buffer("centre_H", centre_H, persistent=False)
+            self.register_buffer("whitening_HH", whitening_HH, persistent=False)
+            text_size = len(centre_H)
+        self.score = nn.Linear(text_size + numeric, outputs)
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+
+    def forward(self, pooled_EH: Tensor | None, numeric_EF: Tensor) -> Tensor:
+        """Return logits, (E, K)."""
+        parts = [self.numeric_scale * (numeric_EF - _NUMERIC_CENTRE)]
+        if pooled_EH is not None:
+            parts.insert(0, (pooled_EH - self.centre_H) @ self.whitening_HH)
+        logits: Tensor = self.score(torch.cat(parts, dim=1))
+        return logits
+
+    def folded(self) -> dict[str, Tensor]:
+        """Return weight (K, H + F) and bias (K,) for [pooled, numeric] as they come.
+
+        Centre, whitening and scales are folded in: what any other program needs.
+        """
+        weight = self.score.weight.detach().double()
+        bias = self.score.bias.detach().double()
+        size = weight.shape[1]
+        text = len(self.centre_H) if hasattr(self, "centre_H") else 0
+        numeric_KF = self.numeric_scale * weight[:, text:]
+        bias = bias - _NUMERIC_CENTRE * numeric_KF.sum(1)
+        parts = [numeric_KF]
+        if text:
+            text_KH = weight[:, :text] @ self.whitening_HH.double().T
+            bias = bias - text_KH @ self.centre_H.double()
+            parts.insert(0, text_KH)
+        folded = torch.cat(parts, dim=1)
+        if folded.shape[1] != size:
+            raise ModelError(f"head folds to {folded.shape[1]} columns, not {size}.")
+        return {"weight": folded.float(), "bias": bias.float()}
+
+
+def _whitening(public_PH: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return the centre (H,) and a symmetric whitening (H, H) of pooled public texts.
+
+    The symmetric root (ZCA) is a continuous function of the texts' covariance, so that two
+    machines whose arithmetic differs in the last bit agree; eigenvectors would not.
+    """
+    public_PH = public_PH.double()
+    centre_H = public_PH.mean(0)
+    covariance_HH = (public_PH - centre_H).T @ (public_PH - centre_H) / len(public_PH)
+    values_H, vectors_HH = torch.linalg.eigh(covariance_HH)
+    top = values_H[-1]
+    # Directions below a tenth of the largest variance are not blown up to noise.
+    root_H = (top / (values_H.clamp_min(0) + _FLOOR * top)).sqrt()
+    whitening_HH = scale * (vectors_HH * root_H) @ vectors_HH.T
+    return centre_H.float(), whitening_HH.float()
+
+
+class TextModel(nn.Module):
+    """A frozen base with its LoRA adapter and head. What trains is `layout`."""
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        *,
+        numeric_size: int,
+        outputs: int,
+        public_texts: Sequence[str] = (),
+    ) -> None:
+        """Load the base, inject LoRA, and build the head.
+
+        Args:
+            cfg: base, LoRA, precision.
+            numeric_size: numeric features, F.
+            outputs: K.
+            public_texts: of the task; centre and scale the text part of the head.
+
+        Raises:
+            ModelError: as `load_base` and `inject_lora`.
+            ConfigError: text is used and ``public_texts`` is empty.
+        """
+        super().__init__()
+        self.cfg = cfg
+        self.precision = _precision(cfg.precision)
+        self.backbone: Any = None
+        self.tokenizer: Any = None
+        self.base_digest = "none"
+        public_PH = None
+        if cfg.use_text:
+            base = load_base(cfg.base, gguf_file=cfg.gguf_file)
+            self.tokenizer = load_tokenizer(cfg.base, gguf_file=cfg.gguf_file)
+            self.base_digest = base_digest(base)
+            self.pooling = cfg.pooling or default_pooling(base)
+            public_PH = self._pooled(base, public_texts)
+            count = len(layer_list(base))
+            top = count if cfg.lora.top_layers is None else cfg.lora.top_layers
+            self.backbone = inject_lora(base, cfg.lora)
+            if self.precision == torch.bfloat16:
+                for name, parameter in base.named_parameters():
+                    if "lora_" not in name:
+                        parameter.data = parameter.data.bfloat16()
+            self.prefix = FrozenPrefix(base, count - top)
+        self.head = Head(public_PH, numeric_size, outputs, cfg)
+        self.layout = AdapterLayout.of(self)
+
+    @torch.inference_mode()
+    def _pooled(self, base: nn.Module, texts: Sequence[str]) -> Tensor:
+        if not texts:
+            raise ConfigError("public_texts is empty; the task must give some.")
+        parts = []
+        for start in range(0, len(texts), 64):
+            encoded = self.tokenizer(
+                list(texts[start : start + 64]),
+                padding=True,
+                truncation=True,
+                max_length=self.cfg.max_tokens,
+                return_tensors="pt",
+            )
+            mask_ET = encoded["attention_mask"]
+            states = base(input_ids=encoded["input_ids"], attention_mask=mask_ET)
+            parts.append(pool(states.last_hidden_state, mask_ET, self.pooling))
+        return torch.cat(parts).clone()
+
+    @property
+    def prefix_depth(self) -> int:
+        """Layers that run once per example."""
+        return self.prefix.depth if self.backbone is not None else 0
+
+    def forward(
+        self,
+        ids_ET: Tensor | None,
+        mask_ET: Tensor | None,
+        numeric_EF: Tensor,
+        pool_ET: Tensor | None = None,
+        stored_ETH: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits in float32, (E, K).
+
+        Args:
+            ids_ET: token ids, padded on the right; None for a model without text.
+            mask_ET: 1 for tokens, 0 for padding.
+            numeric_EF: numeric features in [0, 1].
+            pool_ET: 1 for the tokens that are pooled over; None: those of ``mask_ET``.
+            stored_ETH: what `FrozenPrefix.compute` gave for these tokens, to start from.
+        """
+        if self.backbone is None:
+            return self.head(None, numeric_EF)
+        reuse = contextlib.nullcontext() if stored_ETH is None else self.prefix.stored(stored_ETH)
+        with reuse, self.autocast():
+            hidden_ETH = self.backbone(input_ids=ids_ET, attention_mask=mask_ET).last_hidden_state
+        over_ET = mask_ET if pool_ET is None else pool_ET
+        return self.head(pool(hidden_ETH, over_ET, self.pooling), numeric_EF)
+
+    def autocast(self) -> torch.autocast:
+        """Context in which matrix products run in the model's precision."""
+        device = next(self.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+
+    def adapter(self) -> Tensor:
+        """Return a copy of the trainable state as one float32 vector, (D,)."""
+        return self.layout.flatten(dict(self._trainable())).clone()
+
+    @torch.no_grad()
+    def load_adapter(self, flat_D: Tensor) -> None:
+        """Replace the trainable state. Raises ModelError unless length and dtype fit."""
+        parameters = dict(self._trainable())
+        for name, tensor in self.layout.split(flat_D).items():
+            parameters[name].copy_(tensor)
+
+    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+
+
+def _precision(wanted: str) -> torch.dtype:
+    if wanted == "auto":
+        native = (
+            torch.cuda.is_bf16_supported()
+            if torch.cuda.is_available()
+            else torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  # no public way to ask
+        )
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32

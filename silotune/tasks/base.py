@@ -1,0 +1,74 @@
+"""The seam between tables and training: what a task must say about itself.
+
+Shape suffixes: E examples, F numeric features, K outputs of the head.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from silotune.tables.silo_folder import SiloFolder
+
+__all__ = ["Examples", "Task"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Examples:
+    """Examples of one silo. Row i of every field speaks of the same example."""
+
+    text: list[str]
+    """What is asked about. An encoder's states are pooled over these tokens only."""
+    context: list[str]
+    """What the text is read in the light of: attended to, cut first when too long."""
+    numeric_EF: NDArray[np.float32]
+    """Features in [0, 1], scaled by public constants: nothing is fitted on private data."""
+    label_EK: NDArray[np.float32]
+    user_E: NDArray[np.int64]
+    """Index of the user, the unit of privacy; 0 to users - 1."""
+    visit_E: NDArray[np.int64]
+    """Index of the visit: examples of one visit are ranked against each other."""
+    group: list[str]
+    """What a popularity baseline would count by (here: the promoted category)."""
+    test_E: NDArray[np.bool_]
+    """True where the example lies after the time split."""
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @property
+    def users(self) -> int:
+        """Number of distinct users. Private: it must not leave the silo un-noised."""
+        return int(np.unique(self.user_E).size)
+
+    def rows(self, *, test: bool) -> NDArray[np.int64]:
+        """Indices of the rows before (``test=False``) or after the split."""
+        return np.flatnonzero(self.test_E == test)
+
+
+class Task(Protocol):
+    """One job of the model: examples from tables, outputs and numeric features of the head."""
+
+    @property
+    def name(self) -> str:
+        """Name in scenarios, requests and run folders."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the head, K."""
+        ...
+
+    @property
+    def numeric_names(self) -> tuple[str, ...]:
+        """Names of the numeric features, F of them."""
+        ...
+
+    def public_texts(self) -> list[str]:
+        """Texts like those of the task, made up: no merchant's data, the same everywhere."""
+        ...
+
+    def build(self, silo: SiloFolder) -> Examples:
+        """Turn a silo's tables into examples. Raises DataError when there are none."""
+        ...

@@ -1,0 +1,240 @@
+"""Promotion response: will this customer, on this visit, buy from this offer?
+
+Text carries who the customer is, their relation to this offer, and the offer. A few numeric
+features carry the relation once more, as bounded numbers, because a text encoder reads small
+numbers badly. Both use only what the customer did before the visit.
+"""
+
+import datetime as dt
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from silotune.config import config
+from silotune.errors import ConfigError, DataError
+from silotune.tables.silo_folder import SiloFolder
+from silotune.tasks.base import Examples
+from silotune.tasks.promotion_sql import STATEMENTS
+
+__all__ = ["PromotionResponse"]
+
+_NUMERIC = (
+    "category_visits",
+    "category_share",
+    "recency_month",
+    "recency_half_year",
+    "item_visits",
+    "usual_depth",
+)
+
+# Everyday wares of many kinds of shop: the public ground on which the text part of the head
+# is centred and scaled. No merchant's catalogue is read for it.
+_WARES = (
+    "milk, bread, bananas, cheese, yogurt, eggs, butter, coffee, tea, cola, beer, wine, water, "
+    "orange juice, apples, grapes, tomatoes, potatoes, onions, lettuce, chicken, beef, pork, "
+    "sausage, bacon, fish, shrimp, frozen pizza, frozen vegetables, ice cream, cereal, oatmeal, "
+    "pasta, rice, soup, canned beans, tuna, peanut butter, jam, honey, sugar, flour, salt, spices, "
+    "olive oil, ketchup, mustard, salad dressing, potato chips, crackers, cookies, candy, "
+    "chocolate, gum, nuts, dog food, cat food, diapers, baby food, shampoo, soap, toothpaste, "
+    "deodorant, razors, lotion, makeup, vitamins, cold medicine, bandages, laundry detergent, "
+    "dish soap, paper towels, toilet paper, trash bags, batteries, light bulbs, magazines, "
+    "greeting cards, flowers, toys, t-shirts, shoes, jeans, socks, jacket, headphones, "
+    "phone case, laptop, camera, books, notebook, pens, garden soil, tools, paint, charcoal, "
+    "bath towels, pillows, candles, cookware"
+).split(", ")
+_PUBLIC = (
+    ("national", "mailer interior page feature", 5, "never bought"),
+    ("private", "display front end cap", 20, "bought once, months ago"),
+    ("national", "display in-aisle", 15, "never bought"),
+    ("private", "mailer front page feature", 30, "bought often, this month"),
+    ("national", "display store rear", 10, "never bought"),
+    ("national", "mailer back page", 25, "bought sometimes, this week, these items"),
+)
+
+
+@config
+class PromotionResponse:
+    """Parameters of the task. All are public; none depends on a silo's data."""
+
+    split: dt.datetime
+    """Examples before it train, examples from it on test."""
+    first: dt.datetime
+    """Visits before it are history only."""
+    last: dt.datetime
+    """Visits from it on are ignored."""
+    category_level: int = 3
+    """Levels of the category path that make one offer."""
+    train_visits: int = 2
+    """Visits per user before the split. A cap per user, never over users."""
+    test_visits: int = 2
+    """Visits per user after the split."""
+    positives: int = 2
+    """Offers per visit that were taken up, at most."""
+    negatives: int = 4
+    """Offers per training visit that were not, at most."""
+    test_negatives: int = 9
+    """Offers per test visit that were not, at most: what the ranking metrics rank among."""
+    usual: int = 3
+    """Usual categories named in the text."""
+    recent: int = 2
+    """Recent categories named in the text."""
+    seed: int = 0
+    """Chooses visits and offers, by hash."""
+
+    def __post_init__(self) -> None:
+        """Check ranges. Raises ConfigError."""
+        if not self.first < self.split < self.last:
+            raise ConfigError(
+                f"first, split, last are {self.first}, {self.split}, {self.last}; "
+                "they must follow one another."
+            )
+        for field in ("category_level", "train_visits", "test_visits", "positives", "negatives"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+
+    @property
+    def name(self) -> str:
+        """Name in scenarios and run folders."""
+        return "promotion-response"
+
+    @property
+    def outputs(self) -> int:
+        """One logit."""
+        return 1
+
+    @property
+    def numeric_names(self) -> tuple[str, ...]:
+        """How often, how recently, at which depth this customer bought what is offered."""
+        return _NUMERIC
+
+    def public_texts(self) -> list[str]:
+        """Made-up offers and relations, in the words of the examples' texts."""
+        return [
+            f"{ware}, {brand} brand, {where}, {depth} percent off. {relation}"
+            for i, ware in enumerate(_WARES)
+            for brand, where, depth, relation in (_PUBLIC[i % 3], _PUBLIC[3 + i % 3])
+        ]
+
+    def build(self, silo: SiloFolder) -> Examples:
+        """Build the examples of one silo, in a fixed order.
+
+        Raises:
+            DataError: no visit of the silo meets a running promotion within the time span.
+        """
+        rows = self._rows(silo)
+        if not rows:
+            raise DataError(
+                f"{silo.path}: no visit between {self.first:%Y-%m-%d} and {self.last:%Y-%m-%d} "
+                "falls within a promotion. Check the task's first, split and last against "
+                "`silotune data check`."
+            )
+        users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
+        visits = {
+            v: i for i, v in enumerate(dict.fromkeys((r["user_id"], r["visit_id"]) for r in rows))
+        }
+        return Examples(
+            text=[_text(r) for r in rows],
+            context=[_context(r) for r in rows],
+            numeric_EF=np.array([_numeric(r) for r in rows], dtype=np.float32),
+            label_EK=np.array([[r["label"]] for r in rows], dtype=np.float32),
+            user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
+            visit_E=np.array([visits[r["user_id"], r["visit_id"]] for r in rows], dtype=np.int64),
+            group=[r["category"] for r in rows],
+            test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
+        )
+
+    def _rows(self, silo: SiloFolder) -> list[dict[str, Any]]:
+        parameters = {
+            "level": self.category_level,
+            "split": self.split,
+            "first": self.first,
+            "last": self.last,
+            "seed": self.seed,
+            "train_visits": self.train_visits,
+            "test_visits": self.test_visits,
+            "positives": self.positives,
+            "negatives": self.negatives,
+            "test_negatives": self.test_negatives,
+            "usual": self.usual,
+            "recent": self.recent,
+        }
+        with silo.connect() as connection:
+            for block in STATEMENTS:
+                for statement in block.split(";\n"):
+                    if statement.strip():
+                        used = {k: v for k, v in parameters.items() if _uses(statement, k)}
+                        result = connection.execute(statement, used)
+            columns = [d[0] for d in result.description]
+            return [dict(zip(columns, row, strict=True)) for row in result.fetchall()]
+
+
+def _uses(statement: str, parameter: str) -> bool:
+    # DuckDB refuses parameters that a statement does not name.
+    return re.search(rf"\${parameter}\b", statement) is not None
+
+
+def _numeric(row: dict[str, Any]) -> list[float]:
+    visits, past = row["category_visits"], row["past_visits"]
+    weeks = math.inf if row["weeks_since"] is None else row["weeks_since"]
+    return [
+        min(1.0, math.log1p(visits) / 4),
+        # +2: a share after one visit is no habit yet.
+        visits / (past + 2),
+        math.exp(-weeks / 4),
+        math.exp(-weeks / 26),
+        row["item_visits"] / (past + 2),
+        float(row["usual_depth"]),
+    ]
+
+
+def _text(row: dict[str, Any]) -> str:
+    path = row["category"].split(" > ")
+    parts = [path[-1], *reversed(path[1:-1]), f"{row['brand']} brand" if row["brand"] else ""]
+    where = " ".join(w for w in (row["mechanic"], row["placement"]) if w)
+    depth = f"{round(20 * row['depth']) * 5} percent off" if row["depth"] >= 0.025 else ""
+    offer = ", ".join(p for p in (*parts, where, depth) if p)
+    return f"{offer}. {_relation(row)}"
+
+
+def _context(row: dict[str, Any]) -> str:
+    usual = ", ".join(row["usual"]) or "unknown"
+    recent = ", ".join(row["recent"]) or "unknown"
+    return (
+        f"spends {_spend(row['spend'])}, {_habit(row['deal_share'], 'deals')}, "
+        f"{_habit(2 * row['coupon_share'], 'coupons')}. usual: {usual}. recent: {recent}"
+    )
+
+
+def _relation(row: dict[str, Any]) -> str:
+    visits = row["category_visits"]
+    if not visits:
+        return "never bought"
+    share = visits / row["past_visits"]
+    how = (
+        "always"
+        if share > 0.5
+        else "often"
+        if share > 0.2
+        else "sometimes"
+        if visits > 1
+        else "once"
+    )
+    weeks = row["weeks_since"]
+    when = "this week" if weeks < 1 else "this month" if weeks < 4.5 else "months ago"
+    same = ", these items" if row["item_visits"] else ""
+    usual = round(20 * row["usual_depth"]) * 5
+    return f"bought {how}, {when}{same}" + (f", usually {usual} percent off" if usual else "")
+
+
+def _spend(amount: float) -> str:
+    # Public edges, in the currency of the tables.
+    for edge, word in ((10, "little"), (30, "some"), (70, "much")):
+        if amount < edge:
+            return word
+    return "very much"
+
+
+def _habit(share: float, what: str) -> str:
+    return f"{'many' if share > 0.5 else 'some' if share > 0.1 else 'no'} {what}"
