@@ -72,6 +72,9 @@ def read_source(
         DataError: the source as a whole cannot be read. What is wrong with single tables is
             collected in the stage.
     """
+    if "://" in str(source) and not is_postgres(source):
+        # Not shown: it may hold a password.
+        raise DataError("Of databases only postgresql://user@host/database is read.")
     folder = _working_folder(workdir)
     try:
         with _connect(folder) as connection:

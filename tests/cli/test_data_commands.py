@@ -250,3 +250,16 @@ def test_progress_is_shown_on_a_terminal_only(source, option, shown):
     assert done.returncode == 0
     assert (b"Reading" in text) == shown
     assert b"Reading" not in done.stdout
+
+
+def test_a_full_disk_is_said_in_words_by_every_command(tmp_path):
+    script = (
+        "import resource, sys\nfrom silotune.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"sys.exit(main(['data', 'synthetic', '{tmp_path}/silos', '--users=2000']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: the disk or the memory is full: ")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

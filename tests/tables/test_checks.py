@@ -1,11 +1,15 @@
 import datetime as dt
 import json
+from pathlib import Path
 
 import pytest
 
 from silotune.errors import DataError
 from silotune.tables.checks import check
 from silotune.tables.importer import import_tables
+from silotune.tables.rules import row_rules
+from silotune.tables.schema import TABLES
+from silotune.tables.staged_table import StagedTable
 
 
 def errors(source, **options):
@@ -233,6 +237,14 @@ def test_an_empty_table_is_an_error(shop, kind, table):
     shop.tables[table] = f"SELECT * FROM ({shop.tables[table]}) WHERE false"
     found = errors(shop.write(kind))
     assert any(text.startswith(f"{table}.{kind}: has no rows. ") for text in found), found
+
+
+def test_the_guide_lists_every_error_of_a_row():
+    guide = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for table in TABLES:
+        for rule in row_rules(StagedTable(table=table, file="x", present=list(table.names))):
+            phrase = rule.message.replace("{n}", "*n*").replace("{s}", "s")
+            assert phrase in guide, phrase
 
 
 def test_unsorted_times_are_a_note(shop):

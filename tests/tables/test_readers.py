@@ -448,6 +448,12 @@ def test_a_password_never_appears(uri, password):
     assert error.value.__suppress_context__ or error.value.__context__ is None
 
 
+def test_no_other_database_is_read_and_its_password_not_shown():
+    for scheme in ("mysql", "POSTGRESQL"):
+        with pytest.raises(DataError, match=r"^Of databases only postgresql://user@host/database"):
+            check(f"{scheme}://shop:hunter2@localhost/db")
+
+
 def test_a_malformed_address_says_how_to_write_it():
     with pytest.raises(DataError, match="with %40, %3A, %2F, %23 and %3F for"):
         check("postgresql://shop:pass@word/2@host/db")
