@@ -6,6 +6,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from silotune.errors import DataError
+from silotune.tables.importer import import_tables
 from silotune.tables.staging import sql_path
 
 SHOP = {
@@ -61,6 +63,17 @@ class Shop:
         with duckdb.connect() as con:
             con.execute(f"COPY ({query}) TO {sql_path(path)} (FORMAT {path.suffix[1:]})")
         return path
+
+    def assert_refused(self, source, *messages):
+        """Importing ``source`` fails with exactly these errors and leaves nothing behind."""
+        with pytest.raises(DataError) as error:
+            import_tables(source, self.folder / "silo", name="shop", nominal_users=5)
+        lines = str(error.value).split("\n")
+        assert len(lines) == len(messages) + 1, lines
+        for line, message in zip(lines, messages, strict=False):
+            assert message in line
+        assert lines[-1].endswith("; nothing was imported.")
+        assert [path.name for path in self.folder.iterdir()] == ["source"]
 
 
 @pytest.fixture
