@@ -18,9 +18,10 @@ from torch import Tensor
 
 from silotune.models.batching import token_batches
 from silotune.models.text_model import TextModel
-from silotune.tasks.base import Examples
+from silotune.tables.silo_folder import SiloFolder
+from silotune.tasks.base import Examples, Task
 
-__all__ = ["Batch", "PreparedExamples", "prepare"]
+__all__ = ["Batch", "PreparedExamples", "load_or_prepare", "prepare"]
 
 _PREFIX_BUDGET = 4096
 """Padded tokens per batch of the frozen layers: large enough for the processor's units."""
@@ -110,6 +111,69 @@ def prepare(examples: Examples, model: TextModel, cache: Path | None = None) -> 
     if model.prefix_depth == 0:
         return prepared
     return replace(prepared, stored_NH=_stored(prepared, model, cache))
+
+
+def load_or_prepare(
+    silo: SiloFolder, task: Task, model: TextModel, cache: Path
+) -> PreparedExamples:
+    """Return the prepared examples of ``silo``, from ``cache`` where nothing has changed.
+
+    The texts themselves are dropped once they are tokens. Task, tables, tokenizer, base and
+    lengths are part of the cache's key.
+    """
+    tables = sorted(
+        (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in silo.path.glob("*.parquet")
+    )
+    what = (task, tables, model.base_digest, model.cfg.max_tokens, model.cfg.pooling)
+    path = cache / f"examples-{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}.npz"
+    if not path.exists():
+        fresh = prepare(task.build(silo), model, cache)
+        _save(path, fresh)
+        return _without_texts(fresh)
+    with np.load(path) as saved:
+        examples = Examples(
+            text=[""] * len(saved["user_E"]),
+            context=[],
+            numeric_EF=saved["numeric_EF"],
+            label_EK=saved["label_EK"],
+            user_E=saved["user_E"],
+            visit_E=saved["visit_E"],
+            group=saved["group"].tolist(),
+            test_E=saved["test_E"],
+        )
+        ids_N = torch.from_numpy(saved["ids_N"]) if len(saved["ids_N"]) else None
+        prepared = PreparedExamples(
+            examples, ids_N, saved["start_E"], saved["length_E"], saved["pooled_E"], None
+        )
+    if ids_N is None or model.prefix_depth == 0:
+        return prepared
+    return replace(prepared, stored_NH=_stored(prepared, model, cache))
+
+
+def _without_texts(prepared: PreparedExamples) -> PreparedExamples:
+    examples = replace(prepared.examples, text=[""] * len(prepared.examples), context=[])
+    return replace(prepared, examples=examples)
+
+
+def _save(path: Path, prepared: PreparedExamples) -> None:
+    examples = prepared.examples
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez(
+            file,
+            numeric_EF=examples.numeric_EF,
+            label_EK=examples.label_EK,
+            user_E=examples.user_E,
+            visit_E=examples.visit_E,
+            group=np.array(examples.group, dtype=np.str_),
+            test_E=examples.test_E,
+            ids_N=np.empty(0, np.int32) if prepared.ids_N is None else prepared.ids_N.numpy(),
+            start_E=prepared.start_E,
+            length_E=prepared.length_E,
+            pooled_E=prepared.pooled_E,
+        )
+    part.replace(path)
 
 
 def _tokenise(examples: Examples, model: TextModel) -> tuple[list[list[int]], NDArray[np.int64]]:

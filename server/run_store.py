@@ -1,0 +1,71 @@
+"""Durable state of a federated run: the adapter after each round, and what the round cost.
+
+A round is there when its file is: written under another name, synced, renamed. A killed
+aggregator starts again at the first round that is not there.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from silotune.errors import ConfigError
+
+__all__ = ["RunStore"]
+
+
+class RunStore:
+    """State of one job in ``folder``."""
+
+    def __init__(self, folder: Path, layout_digest: str) -> None:
+        self.folder = folder
+        self._digest = layout_digest
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, round_: int, adapter_D: Tensor, record: dict[str, Any]) -> None:
+        """Make round ``round_`` durable: its adapter, then its record."""
+        target = self._path(round_)
+        part = target.with_suffix(".part")
+        save_file({"flat": adapter_D.contiguous()}, part, {"layout": self._digest})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+        with (self.folder / "rounds.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"round": round_, **record}) + "\n")
+
+    def next_round(self) -> int:
+        """Return the first round whose adapter is not there."""
+        round_ = 0
+        while self._path(round_).exists():
+            round_ += 1
+        return round_
+
+    def load(self, round_: int) -> Tensor:
+        """Return the adapter after ``round_``, (D,). Raises ConfigError when it is not whole."""
+        path = self._path(round_)
+        try:
+            adapter_D = load_file(path)["flat"]
+        except (OSError, KeyError, ValueError) as error:
+            raise ConfigError(f"{path}: no readable adapter ({error}); delete it.") from error
+        except Exception as error:
+            # safetensors raises its own class for a truncated file.
+            raise ConfigError(f"{path}: damaged ({error}); delete it to run it again.") from error
+        if adapter_D.dtype != torch.float32:
+            raise ConfigError(f"{path}: holds {adapter_D.dtype}, not float32.")
+        return adapter_D
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield the record of every round, in order."""
+        path = self.folder / "rounds.jsonl"
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                if line.endswith("}"):
+                    yield json.loads(line)
+
+    def _path(self, round_: int) -> Path:
+        return self.folder / f"round-{round_:04d}.safetensors"

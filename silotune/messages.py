@@ -1,0 +1,131 @@
+"""What crosses between aggregator and silo: one flat float32 array and one checked request.
+
+Every message is read as hostile: exact keys, one array of the agreed length, finite numbers,
+a size limit before anything is parsed.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from silotune.config import config, from_mapping
+from silotune.errors import ConfigError, MessageError
+
+__all__ = ["PROTOCOL", "TrainRequest", "read_reply", "read_request", "reply", "request"]
+
+PROTOCOL = 1
+"""Changes when the meaning of a message does."""
+
+_MAX_REQUEST = 16_384
+_FLAT = "flat"
+
+
+@config
+class TrainRequest:
+    """What the aggregator asks of a silo. The silo accepts it whole or refuses it."""
+
+    job: str
+    """Which training this round belongs to; the ledger charges by it."""
+    round: int
+    """Counted from 0."""
+    model: str
+    """Name of one of the models both sides have configured."""
+    base_digest: str
+    """Of the base model the adapter belongs to; 'none' for a model without text."""
+    layout_digest: str
+    """Of the adapter's names and shapes."""
+    private: dict[str, float] | None = None
+    """`privacy.dp_sgd.DPConfig`, steps and learning rate. None: training without privacy."""
+    plain: dict[str, float | str] | None = None
+    """`client.trainer.PlainConfig` and epochs; only a simulation's policy allows it."""
+    protocol: int = PROTOCOL
+
+    def __post_init__(self) -> None:
+        """Check what holds for every request. Raises ConfigError."""
+        if self.protocol != PROTOCOL:
+            raise ConfigError(f"protocol is {self.protocol}; this version speaks {PROTOCOL}.")
+        if self.round < 0:
+            raise ConfigError(f"round is {self.round}; it must not be negative.")
+        if (self.private is None) == (self.plain is None):
+            raise ConfigError("exactly one of private and plain must be there.")
+
+
+def request(what: TrainRequest, adapter_D: Tensor) -> RecordDict:
+    """Pack a request and the adapter to start from, (D,) float32."""
+    return RecordDict(
+        {
+            "adapter": _pack(adapter_D),
+            "request": ConfigRecord({"json": json.dumps(asdict(what))}),
+        }
+    )
+
+
+def reply(update_D: Tensor) -> RecordDict:
+    """Pack a silo's update, (D,) float32. Nothing else leaves with it."""
+    return RecordDict({"update": _pack(update_D)})
+
+
+def read_request(content: RecordDict) -> tuple[TrainRequest, Tensor]:
+    """Unpack and check what the aggregator sent.
+
+    Raises:
+        MessageError: anything but the two records, a request that is too large, not JSON or
+            not a `TrainRequest`, or an array that is not one finite float32 vector.
+    """
+    _exact_keys(content, {"adapter", "request"})
+    fields = content["request"]
+    if not isinstance(fields, ConfigRecord) or set(fields) != {"json"}:
+        raise MessageError("request record must hold 'json' and nothing else.")
+    text = fields["json"]
+    if not isinstance(text, str) or len(text) > _MAX_REQUEST:
+        raise MessageError(f"request must be text of at most {_MAX_REQUEST} characters.")
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MessageError("request is not JSON.") from error
+    if not isinstance(raw, dict):
+        raise MessageError("request is not a JSON object.")
+    try:
+        what = from_mapping(TrainRequest, raw, where="request")
+    except ConfigError as error:
+        raise MessageError(str(error)) from error
+    return what, _unpack(content["adapter"], None)
+
+
+def read_reply(content: RecordDict, size: int) -> Tensor:
+    """Unpack and check a silo's update, (size,) float32. Raises MessageError."""
+    _exact_keys(content, {"update"})
+    return _unpack(content["update"], size)
+
+
+def _exact_keys(content: RecordDict, wanted: set[str]) -> None:
+    if set(content) != wanted:
+        raise MessageError(f"message holds {sorted(content)}; it must hold {sorted(wanted)}.")
+
+
+def _pack(flat_D: Tensor) -> ArrayRecord:
+    return ArrayRecord({_FLAT: Array(flat_D.detach().cpu().float().numpy())})
+
+
+def _unpack(record: Any, size: int | None) -> Tensor:
+    if not isinstance(record, ArrayRecord) or set(record) != {_FLAT}:
+        raise MessageError(f"array record must hold '{_FLAT}' and nothing else.")
+    array = record[_FLAT]
+    # The declared shape is checked against the bytes before anything is allocated.
+    if array.dtype != "float32" or len(array.shape) != 1:
+        raise MessageError(f"array is {array.dtype} {tuple(array.shape)}; one float32 vector.")
+    count = array.shape[0]
+    if (size is not None and count != size) or len(array.data) > 4 * count + 1024:
+        raise MessageError(f"array of {count} numbers in {len(array.data)} bytes; expected {size}.")
+    try:
+        values: np.ndarray[Any, Any] = array.numpy()
+    except (ValueError, TypeError, EOFError) as error:
+        raise MessageError("array cannot be read.") from error
+    if values.dtype != np.float32 or values.shape != (count,) or not np.isfinite(values).all():
+        raise MessageError("array is not a vector of finite float32 numbers.")
+    return torch.from_numpy(values.copy())

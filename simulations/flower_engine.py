@@ -1,0 +1,87 @@
+"""Flower's simulation engine on Ray. The one place that touches Flower's private modules.
+
+`flwr.simulation.run_simulation` is deprecated and hides the outcome of the ServerApp; the
+function below it takes ready-made apps. `tests/simulations/test_flower_engine.py` is the
+contract test against the pinned version.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from client.client_app import app as client_app
+from server.server_app import run_federation
+from silotune.errors import SilotuneError
+from silotune.federation import FEDERATION_VARIABLE
+
+__all__ = ["run_flower"]
+
+_QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def run_flower(
+    federation: Path,
+    nodes: int,
+    *,
+    workers: int,
+    on_reply: Callable[[str, int, int], None] = lambda *_: None,
+) -> None:
+    """Run every job of the federation file on Ray workers.
+
+    Args:
+        federation: path of the federation file.
+        nodes: simulated nodes, one per silo.
+        workers: worker processes, one processor each.
+        on_reply: called in this process with job, round and replies so far.
+
+    Raises:
+        SilotuneError: what the ServerApp raised.
+    """
+    # Flower reads its switches while it is imported.
+    os.environ.update(_QUIET)
+    from flwr.simulation.run_simulation import _run_simulation
+    from flwr.supercore.telemetry import EventType
+
+    raised: list[SilotuneError] = []
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        try:
+            run_federation(grid, federation, on_reply)
+        except SilotuneError as error:
+            # Flower wraps exceptions of the ServerApp; the caller wants the message.
+            raised.append(error)
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    variables = {**_QUIET, FEDERATION_VARIABLE: str(federation), "OMP_NUM_THREADS": "1"}
+    _run_simulation(
+        num_supernodes=nodes,
+        exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+        client_app=client_app,
+        server_app=server_app,
+        backend_config={
+            "init_args": {
+                "num_cpus": workers,
+                "include_dashboard": False,
+                "log_to_driver": False,
+                "logging_level": logging.ERROR,
+                "runtime_env": {"env_vars": variables},
+            },
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        },
+    )
+    if raised:
+        raise raised[0]
