@@ -1,0 +1,193 @@
+"""What a run found: means over merchants and seeds, and paired comparisons of arms.
+
+Every mean is over merchants first, within one seed, then over seeds. A null where another arm has
+a number means that the model diverged there: it makes the arm's mean NaN, it is not skipped.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from simulations.arm_labels import Arm, arm_named, in_order
+from simulations.records import Record
+
+__all__ = ["METRICS", "REFERENCE", "ArmSummary", "Contrast", "Spread", "Summary", "summarise"]
+
+METRICS = {
+    "auc": "AUC",
+    "log_loss": "Log loss",
+    "calibration_error": "Calibration error",
+    "ndcg": "NDCG@10",
+    "recall": "Recall@10",
+}
+"""Metrics of a score record, and what they are called."""
+
+REFERENCE = "local-only"
+"""What a merchant could do without anyone else; every arm is held against it."""
+
+Cell = tuple[int, str]
+"""Seed and merchant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """One figure over the seeds."""
+
+    values: tuple[float, ...]
+    """One per seed, at least one."""
+
+    @property
+    def mean(self) -> float:
+        """NaN if any seed is."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None with one seed."""
+        if len(self.values) < 2:
+            return None
+        return math.nan if math.isnan(self.mean) else statistics.stdev(self.values)
+
+    @property
+    def low(self) -> float:
+        """Smallest seed; NaN if any seed is."""
+        return math.nan if math.isnan(self.mean) else min(self.values)
+
+    @property
+    def high(self) -> float:
+        """Largest seed; NaN if any seed is."""
+        return math.nan if math.isnan(self.mean) else max(self.values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contrast:
+    """One arm against another at the same merchants in the same seeds."""
+
+    arm: Arm
+    against: Arm
+    gain: Spread
+    """Mean over merchants of the difference in AUC, per seed."""
+    wins: Spread
+    """Share of merchants where ``arm`` has the larger AUC, per seed. A tie is no win."""
+    merchants: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmSummary:
+    """One row of the table."""
+
+    arm: Arm
+    metrics: dict[str, Spread]
+    """By key of `METRICS`; a metric that nobody could compute is not there."""
+    cells: int
+    """Pairs of seed and merchant that were scored."""
+    contrast: Contrast | None
+    """Against `REFERENCE`; None for itself or without it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """All scores of a run."""
+
+    scores: dict[str, dict[Cell, Record]]
+    """By arm; the last record counts where an arm was scored twice."""
+    _answerable: dict[str, set[Cell]] = field(repr=False)
+    """Where a metric has an answer: at least one arm has a number."""
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """All seeds with a score."""
+        return sorted({seed for cells in self.scores.values() for seed, _ in cells})
+
+    @cached_property
+    def merchants(self) -> list[str]:
+        """All merchants with a score."""
+        return sorted({merchant for cells in self.scores.values() for _, merchant in cells})
+
+    @cached_property
+    def expected_cells(self) -> int:
+        """Pairs of seed and merchant that a complete arm has."""
+        return max((len(cells) for cells in self.scores.values()), default=0)
+
+    @cached_property
+    def arms(self) -> list[ArmSummary]:
+        """Every scored arm, in display order."""
+        return [self._arm(arm) for arm in in_order(self.scores)]
+
+    @cached_property
+    def epsilons(self) -> list[float]:
+        """Budgets of the scored arms, largest first."""
+        found = {a.arm.epsilon for a in self.arms if a.arm.epsilon is not None}
+        return sorted(found, reverse=True)
+
+    def figure(self, arm: str, metric: str = "auc") -> Spread | None:
+        """Return one figure of one arm; None if the arm was not scored or has no such metric."""
+        return next((a.metrics.get(metric) for a in self.arms if a.arm.name == arm), None)
+
+    def per_merchant(self, arm: str) -> dict[str, float]:
+        """Return the arm's AUC by merchant, mean over seeds; without those that have none."""
+        found: dict[str, list[float]] = {}
+        for cell, value in self._values(arm, "auc").items():
+            found.setdefault(cell[1], []).append(value)
+        means = {name: statistics.fmean(values) for name, values in sorted(found.items())}
+        return {name: mean for name, mean in means.items() if not math.isnan(mean)}
+
+    def compare(self, arm: str, against: str) -> Contrast | None:
+        """Hold ``arm`` against ``against`` wherever both were scored; None if nowhere."""
+        ours, theirs = self._values(arm, "auc"), self._values(against, "auc")
+        shared = ours.keys() & theirs.keys()
+        if not shared or arm == against:
+            return None
+        gains: dict[int, list[float]] = {}
+        for cell in sorted(shared):
+            gains.setdefault(cell[0], []).append(ours[cell] - theirs[cell])
+        return Contrast(
+            arm=arm_named(arm),
+            against=arm_named(against),
+            gain=Spread(tuple(statistics.fmean(g) for g in gains.values())),
+            wins=Spread(tuple(sum(x > 0 for x in g) / len(g) for g in gains.values())),
+            merchants=len({merchant for _, merchant in shared}),
+        )
+
+    def _arm(self, arm: Arm) -> ArmSummary:
+        metrics = {}
+        for metric in METRICS:
+            by_seed: dict[int, list[float]] = {}
+            for (seed, _), value in self._values(arm.name, metric).items():
+                by_seed.setdefault(seed, []).append(value)
+            if by_seed:
+                metrics[metric] = Spread(tuple(statistics.fmean(v) for v in by_seed.values()))
+        return ArmSummary(
+            arm=arm,
+            metrics=metrics,
+            cells=len(self.scores[arm.name]),
+            contrast=self.compare(arm.name, REFERENCE),
+        )
+
+    def _values(self, arm: str, metric: str) -> dict[Cell, float]:
+        answerable = self._answerable[metric]
+        found = {}
+        for cell, record in sorted(self.scores.get(arm, {}).items()):
+            value = record.get(metric)
+            # Not measured at all by this arm: popularity may have no log loss.
+            if cell in answerable and metric in record:
+                found[cell] = math.nan if value is None else float(value)
+        return found
+
+
+def summarise(records: Iterable[Record]) -> Summary:
+    """Collect the score records among ``records``."""
+    scores: dict[str, dict[Cell, Record]] = {}
+    answerable: dict[str, set[Cell]] = {metric: set() for metric in METRICS}
+    for record in records:
+        if record["kind"] == "score":
+            cell = (record["seed"], record["merchant"])
+            scores.setdefault(record["arm"], {})[cell] = record
+    for cells in scores.values():
+        for cell, record in cells.items():
+            for metric, found in answerable.items():
+                if record.get(metric) is not None:
+                    found.add(cell)
+    return Summary(scores=scores, _answerable=answerable)

@@ -1,0 +1,82 @@
+"""What the arms of a comparison are called, and in which order they are shown."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["GROUPS", "Arm", "Group", "arm_named", "in_order"]
+
+Group = str
+"""Key of `GROUPS`."""
+
+GROUPS: dict[Group, str] = {
+    "baseline": "Without federation",
+    "federated": "Federated language model",
+    "numeric": "Federated numeric features",
+    "local": "Federated, then a local adapter",
+    "other": "Other arms",
+}
+"""Titles of the groups, in display order."""
+
+_BASELINES = {
+    "popularity": "Popularity",
+    "logistic-local": "Logistic, each merchant alone",
+    "logistic-pooled": "Logistic, pooled data",
+    "local-only": "LoRA, each merchant alone",
+    "pooled": "LoRA, pooled data (ceiling)",
+}
+_EPSILON = re.compile(r"(federated|numeric)-eps(\d+(?:\.\d+)?)")
+_FAMILIES = {"federated": "Federated", "numeric": "Numeric only"}
+_NO_NOISE = {"federated": "federated", "numeric-federated": "numeric"}
+_LOCAL = "+local"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One way to get a model, as people read it."""
+
+    name: str
+    """As in the records."""
+    label: str
+    """At most some thirty characters; an unknown arm's own name."""
+    group: Group
+    base: Group
+    """Group of what a local adapter follows; the arm's own group otherwise."""
+    epsilon: float | None = None
+    """Budget per user by the arm's name; None: no noise."""
+
+
+def arm_named(name: str) -> Arm:
+    """Return the arm called ``name``; one that is not known is in the group 'other'.
+
+    >>> arm_named("federated-eps0.5+local").label
+    'Federated, ε = 0.5 + local'
+    """
+    if name.endswith(_LOCAL) and name != _LOCAL:
+        before = arm_named(name.removesuffix(_LOCAL))
+        group = "other" if before.group in ("other", "local") else "local"
+        label = f"{before.label} + local"
+        return Arm(name=name, label=label, group=group, base=before.group, epsilon=before.epsilon)
+    if name in _BASELINES:
+        return Arm(name=name, label=_BASELINES[name], group="baseline", base="baseline")
+    if name in _NO_NOISE:
+        family = _NO_NOISE[name]
+        label = f"{_FAMILIES[family]}, no noise"
+        return Arm(name=name, label=label, group=family, base=family)
+    if found := _EPSILON.fullmatch(name):
+        family, epsilon = found[1], float(found[2])
+        label = f"{_FAMILIES[family]}, ε = {epsilon:g}"
+        return Arm(name=name, label=label, group=family, base=family, epsilon=epsilon)
+    return Arm(name=name, label=name, group="other", base="other")
+
+
+def in_order(names: Iterable[str]) -> list[Arm]:
+    """Return the arms of ``names``, each once: by group, without noise first, then by falling ε."""
+    return sorted(map(arm_named, set(names)), key=_position)
+
+
+def _position(arm: Arm) -> tuple[int, int, int, float, str]:
+    groups, baselines = list(GROUPS), list(_BASELINES)
+    known = baselines.index(arm.name) if arm.name in baselines else len(baselines)
+    noise = float("-inf") if arm.epsilon is None else -arm.epsilon
+    return groups.index(arm.group), known, groups.index(arm.base), noise, arm.name
