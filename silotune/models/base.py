@@ -58,27 +58,59 @@ def load_base(name: str, *, gguf_file: str | None = None) -> nn.Module:
         gguf_file: file name within the folder, for models stored as GGUF.
 
     Raises:
-        ModelError: nothing that transformers can load is there.
+        ModelError: nothing that transformers can load is there, or weights are missing:
+            transformers would draw them at random, other ones in every silo.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModel
 
     path = resolve_base(name)
     extra: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         with _silent():
-            model: nn.Module = AutoModel.from_pretrained(path, dtype=torch.float32, **extra)
-    except (OSError, ValueError) as error:
+            model, found = AutoModel.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True, **extra
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"base model '{name}' cannot be loaded: {error}") from error
-    return model.eval().requires_grad_(False)
+    _refuse_random_weights(name, model, found["missing_keys"])
+    frozen: nn.Module = model.eval().requires_grad_(False)
+    return frozen
+
+
+@torch.no_grad()
+def _refuse_random_weights(name: str, model: nn.Module, missing: set[str]) -> None:
+    # A pooler is not used here, and many encoders are published without: zero, as good as
+    # any other value, and the same in every silo.
+    pooler = {key for key in missing if key.startswith("pooler.")}
+    for key in pooler:
+        model.get_parameter(key).zero_()
+    if missing - pooler:
+        first = ", ".join(sorted(missing - pooler)[:3])
+        raise ModelError(
+            f"base model '{name}' lacks {len(missing - pooler)} weights that its configuration "
+            f"asks for ({first}). Download it again, or check config.json."
+        )
 
 
 def load_tokenizer(name: str, *, gguf_file: str | None = None) -> Any:
-    """Load the tokenizer of ``name``; a padding token is set where the model has none."""
+    """Load the tokenizer of ``name``; a padding token is set where the model has none.
+
+    Raises:
+        ModelError: there is none, or it knows no word: transformers makes an empty one where
+            its files are missing.
+    """
     from transformers import AutoTokenizer
 
     extra = {"gguf_file": gguf_file} if gguf_file else {}
-    with _silent():
-        tokenizer = AutoTokenizer.from_pretrained(resolve_base(name), **extra)
+    try:
+        with _silent():
+            tokenizer = AutoTokenizer.from_pretrained(resolve_base(name), **extra)
+    except Exception as error:  # a damaged tokenizer.json raises a bare Exception
+        raise ModelError(f"tokenizer of '{name}' cannot be loaded: {error}") from error
+    known = set(tokenizer("milk and bread", add_special_tokens=False)["input_ids"])
+    if not known - {tokenizer.unk_token_id}:
+        raise ModelError(f"tokenizer of '{name}' knows no word; are its files in the folder?")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Position ids and pooling of this package count from the left.
@@ -94,7 +126,9 @@ def base_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        # Flat: a number without dimensions has no bytes to view.
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -111,11 +145,14 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
+@torch.inference_mode()
 def default_pooling(model: nn.Module) -> Pooling:
     """Return 'last' for causal models, whose last token alone has seen the whole text."""
-    names = getattr(model.config, "architectures", None) or [type(model).__name__]
-    causal = any("CausalLM" in n or "LMHead" in n for n in names)
-    return "last" if causal or getattr(model.config, "is_decoder", False) else "mean"
+    # Asked of the model, not of its names: a bare decoder's are like those of an encoder.
+    ids_ET = torch.tensor([[5, 6, 7], [5, 6, 8]], device=next(model.parameters()).device)
+    states = model(input_ids=ids_ET, attention_mask=torch.ones_like(ids_ET)).last_hidden_state
+    sees_the_future = not torch.allclose(states[0, 0], states[1, 0], atol=1e-4)
+    return "mean" if sees_the_future else "last"
 
 
 def pool(hidden_ETH: Tensor, mask_ET: Tensor, pooling: Pooling) -> Tensor:
