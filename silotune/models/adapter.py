@@ -1,6 +1,8 @@
 """LoRA configuration, and the adapter as one flat float32 vector with a strict layout."""
 
 import hashlib
+import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ class LoraSettings:
         """Check ranges. Raises ConfigError."""
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; it must be at least 1.")
-        if self.alpha <= 0:
+        if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise ConfigError(f"alpha is {self.alpha}; it must be > 0.")
         if self.top_layers is not None and self.top_layers < 1:
             raise ConfigError(f"top_layers is {self.top_layers}; it must be at least 1.")
@@ -67,7 +69,8 @@ def inject_lora(model: nn.Module, settings: LoraSettings) -> Any:
             f"LoRA target '{target}' is no linear layer of {type(model).__name__}; "
             f"it has: {', '.join(sorted(linear))}."
         )
-    count = len(layer_list(model))
+    stack = layer_list(model)
+    count = len(stack)
     top = count if settings.top_layers is None else settings.top_layers
     if top > count:
         raise ModelError(f"top_layers is {top}; {type(model).__name__} has {count} layers.")
@@ -83,8 +86,7 @@ def inject_lora(model: nn.Module, settings: LoraSettings) -> Any:
             LoraConfig(
                 r=settings.rank,
                 lora_alpha=settings.alpha,
-                target_modules=sorted(wanted),
-                layers_to_transform=list(range(count - top, count)),
+                target_modules=_pattern(model, stack, range(count - top, count), wanted),
                 lora_dropout=0.0,
                 use_dora=settings.dora,
             ),
@@ -93,6 +95,14 @@ def inject_lora(model: nn.Module, settings: LoraSettings) -> Any:
         trains = "lora_" in name and (settings.train_a or "lora_A" not in name)
         parameter.requires_grad_(trains)
     return peft_model
+
+
+def _pattern(model: nn.Module, stack: nn.ModuleList, layers: range, leaves: set[str]) -> str:
+    # Spelled out: peft finds the number of a layer in a name only below another part, so not
+    # in `layers.0.self_attn.q_proj` of a bare decoder.
+    path = next(name for name, module in model.named_modules() if module is stack)
+    numbers, ends = "|".join(map(str, layers)), "|".join(map(re.escape, sorted(leaves)))
+    return rf"{re.escape(path)}\.({numbers})\.(.*\.)?({ends})"
 
 
 def _leaf_names(model: nn.Module) -> tuple[set[str], set[str]]:

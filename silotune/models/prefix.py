@@ -40,6 +40,11 @@ class FrozenPrefix:
         self._tuple = False
         for index in range(depth):
             self._patch(index)
+        if depth:
+            # One token shows whether the layers answer with bare states or with a tuple: a
+            # process that reads stored states may never run them otherwise.
+            one = torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+            self.compute(one, one)
 
     def _patch(self, index: int) -> None:
         layer = self._layers[index]

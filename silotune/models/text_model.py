@@ -7,6 +7,7 @@ Shape suffixes: E examples, T tokens, H hidden size, F numeric features, K outpu
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -63,7 +64,7 @@ class ModelConfig:
         if self.max_tokens < 8:
             raise ConfigError(f"max_tokens is {self.max_tokens}; it must be at least 8.")
         for field in ("text_scale", "numeric_scale"):
-            if getattr(self, field) <= 0:
+            if not (getattr(self, field) > 0 and math.isfinite(getattr(self, field))):
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be > 0.")
 
 
