@@ -3,6 +3,7 @@
 Shape suffixes: U users, D parameters.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -30,10 +31,10 @@ class DPConfig:
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
-        if not self.clip_norm > 0:
-            raise ConfigError(f"clip_norm is {self.clip_norm}; it must be > 0.")
-        if not self.noise_multiplier > 0:
-            raise ConfigError(f"noise_multiplier is {self.noise_multiplier}; it must be > 0.")
+        for field in ("clip_norm", "noise_multiplier"):
+            value = getattr(self, field)
+            if not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{field} is {value}; it must be > 0 and finite.")
         if not 0 < self.sampling_rate <= 1:
             raise ConfigError(
                 f"sampling_rate is {self.sampling_rate}; it must be above 0 and at most 1."
@@ -60,7 +61,8 @@ def clip_user_gradients(grads_UD: Tensor, clip_norm: float) -> Tensor:
     norms_U1 = grads_UD.norm(dim=1, keepdim=True)
     # A hair below the bound: rounding of the division must not lift a norm above it.
     factor_U1 = clip_norm * (1 - 1e-12) / norms_U1.clamp_min(clip_norm)
-    return grads_UD * factor_U1
+    clipped_UD: Tensor = grads_UD * factor_U1
+    return clipped_UD
 
 
 def noisy_mean(

@@ -24,8 +24,8 @@ class UserGradients:
     """Collects the gradient of every trainable linear layer of ``module``, one row per user.
 
     Raises:
-        PrivacyError: a parameter trains that belongs to no linear layer, so that its
-            per-user gradient would be missing from the clip.
+        PrivacyError: a parameter trains that belongs to no linear layer, or to two, so that
+            its per-user gradient would be missing from the clip.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -34,18 +34,27 @@ class UserGradients:
         self._rows: dict[str, Tensor] = {}
         self._patched: list[nn.Linear] = []
         known: set[str] = set()
+        linear: list[tuple[str, nn.Linear]] = []
         for name, layer in module.named_modules():
             own = [n for n, p in layer.named_parameters(recurse=False) if p.requires_grad]
             if own and isinstance(layer, nn.Linear):
                 known.update(f"{name}.{n}" for n in own)
-                self._patch(name, layer)
+                linear.append((name, layer))
         wanted = sorted((n, p) for n, p in module.named_parameters() if p.requires_grad)
-        for name, _ in wanted:
+        every = [p for _, p in module.named_parameters(remove_duplicate=False) if p.requires_grad]
+        for name, parameter in wanted:
             if name not in known:
                 raise PrivacyError(
                     f"parameter '{name}' trains but is not part of a linear layer: "
                     "it has no per-user gradient, so it cannot be trained privately."
                 )
+            if sum(p is parameter for p in every) > 1:
+                raise PrivacyError(
+                    f"parameter '{name}' trains under two names: its gradient would be "
+                    "collected in parts, so it cannot be trained privately."
+                )
+        for name, layer in linear:
+            self._patch(name, layer)
         self._names = [n for n, _ in wanted]
         self._sizes = [p.numel() for _, p in wanted]
 
@@ -55,16 +64,19 @@ class UserGradients:
         def forward(x: Tensor) -> Tensor:
             if self._user_E is None:
                 return original(x)
-            out: Tensor = _PerUserLinear.apply(x, layer.weight, layer.bias, self, name)
+            out: Tensor = _PerUserLinear.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                x, layer.weight, layer.bias, self, name
+            )
             return out
 
-        layer.forward = forward  # type: ignore[method-assign]
+        # On the instance; `remove` deletes it and the class's own forward is back.
+        layer.__dict__["forward"] = forward
         self._patched.append(layer)
 
     def remove(self) -> None:
         """Give the layers their own forward back."""
         for layer in self._patched:
-            del layer.forward
+            del layer.__dict__["forward"]
         self._patched = []
 
     @contextmanager
@@ -110,7 +122,7 @@ class UserGradients:
 
 class _PerUserLinear(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, owner: UserGradients, name: str
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -118,7 +130,7 @@ class _PerUserLinear(torch.autograd.Function):
         return nn.functional.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_in = grad_out @ weight.to(grad_out.dtype) if ctx.needs_input_grad[0] else None
         # float32: a norm of bfloat16 sums can round below the true one, and the clip leaks.

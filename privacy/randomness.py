@@ -39,21 +39,31 @@ class SecureSource:
     is_private = True
 
     def __init__(self) -> None:
+        self._draw_key()
+
+    def _draw_key(self) -> None:
         # 16 bytes: block counter and nonce. A fresh key makes any nonce a fresh one.
         cipher = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None)
         self._stream = cipher.encryptor()
+        self._process = os.getpid()
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Return ``count`` independent draws from [0, 1) on the grid of 2**-53."""
+        # A forked process starts with a copy of the stream: two releases with the same noise
+        # would differ by the data alone.
+        if os.getpid() != self._process:
+            self._draw_key()
         bits = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
-        return (bits >> np.uint64(11)) * 2.0**-53
+        grid: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return grid
 
     def gaussian(self, count: int) -> NDArray[np.float64]:
         """Return ``count`` independent draws from the standard normal."""
         # Two Box-Muller pairs: four normals whose halved sum is normal again.
         u = self.uniform(4 * count).reshape(2, 2, count)
         radius, angle = np.sqrt(-2 * np.log1p(-u[0])), 2 * np.pi * u[1]
-        return (radius * (np.cos(angle) + np.sin(angle))).sum(axis=0) / 2
+        four: NDArray[np.float64] = (radius * (np.cos(angle) + np.sin(angle))).sum(axis=0)
+        return four / 2
 
 
 class SeededSource:
