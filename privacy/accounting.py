@@ -111,6 +111,8 @@ def _prv(history: list[tuple[float, float, int]], delta: float) -> float | None:
             # An overflow is a mechanism that PRV cannot represent; log(1 - q) at q = 1 is not.
             warnings.simplefilter("error", RuntimeWarning)
             warnings.filterwarnings("ignore", "divide by zero", RuntimeWarning)
+            # Of the RDP bound that sizes PRV's grid: a wider grid than needed, no smaller ε.
+            warnings.simplefilter("ignore", UserWarning)
             epsilon = float(accountant.get_epsilon(delta))
     except (ValueError, RuntimeError, RuntimeWarning, ArithmeticError, MemoryError):
         return None
@@ -125,4 +127,7 @@ def _rdp(history: list[tuple[float, float, int]], delta: float) -> float:
     with warnings.catch_warnings():
         # "Optimal order is the largest alpha": the bound holds, it is only less tight.
         warnings.simplefilter("ignore", UserWarning)
-        return float(accountant.get_epsilon(delta))
+        try:
+            return float(accountant.get_epsilon(delta))
+        except ArithmeticError:
+            return math.inf
