@@ -50,10 +50,7 @@ class _Worker:
         name = folder.info.name
         key = (index, job.model)
         if key not in self.data:
-            cache = Path(self.federation.cache) / name
-            self.data[key] = load_or_prepare(
-                folder, self.federation.task, self.model(job.model), cache
-            )
+            self.data[key] = load_or_prepare(folder, self.federation.task, self.model(job.model))
         return Silo(
             name,
             self.data[key],

@@ -41,7 +41,10 @@ class Batch:
 
     def logits(self, model: TextModel) -> Tensor:
         """Run ``model`` on the batch, (E, K)."""
-        return model(self.ids_ET, self.mask_ET, self.numeric_EF, self.pool_ET, self.stored_ETH)
+        logits_EK: Tensor = model(
+            self.ids_ET, self.mask_ET, self.numeric_EF, self.pool_ET, self.stored_ETH
+        )
+        return logits_EK
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,10 +116,10 @@ def prepare(examples: Examples, model: TextModel, cache: Path | None = None) -> 
     return replace(prepared, stored_NH=_stored(prepared, model, cache))
 
 
-def load_or_prepare(
-    silo: SiloFolder, task: Task, model: TextModel, cache: Path
-) -> PreparedExamples:
-    """Return the prepared examples of ``silo``, from ``cache`` where nothing has changed.
+def load_or_prepare(silo: SiloFolder, task: Task, model: TextModel) -> PreparedExamples:
+    """Return the prepared examples of ``silo``, from its cache where nothing has changed.
+
+    The cache is a folder of the silo: it never leaves, and is deleted with it.
 
     The texts themselves are dropped once they are tokens. Task, tables, tokenizer, base and
     lengths are part of the cache's key.
@@ -125,6 +128,7 @@ def load_or_prepare(
         (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in silo.path.glob("*.parquet")
     )
     what = (task, tables, model.base_digest, model.cfg.max_tokens, model.cfg.pooling)
+    cache = silo.path / "cache"
     path = cache / f"examples-{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}.npz"
     if not path.exists():
         fresh = prepare(task.build(silo), model, cache)

@@ -21,7 +21,7 @@ from silotune.errors import ConfigError
 from silotune.models.batching import token_batches
 from silotune.models.text_model import TextModel
 
-__all__ = ["PlainConfig", "train_plain", "train_private"]
+__all__ = ["PlainConfig", "make_optimizer", "train_plain", "train_private"]
 
 _TOKEN_BUDGET = 2048
 """Padded tokens of one forward and backward pass."""
@@ -38,7 +38,7 @@ class PlainConfig:
     """Of the optimiser, falling linearly to a twentieth within each call."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD with momentum 0.9, or AdamW."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Examples per step."""
     weight_decay: float = 0.0
 
@@ -70,10 +70,8 @@ def train_plain(
         seed: order of the examples.
     """
     rows = data.examples.rows(test=False)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = _optimizer(parameters, settings)
     steps = max(1, round(epochs * len(rows) / settings.batch_size))
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=steps)
+    optimizer, schedule = make_optimizer(model, settings, steps)
     generator = np.random.default_rng(seed)
     device = next(model.parameters()).device
     batches = _endless(rows, settings.batch_size, generator)
@@ -81,17 +79,24 @@ def train_plain(
         batch = data.batch(next(batches), device)
         loss = nn.functional.binary_cross_entropy_with_logits(batch.logits(model), batch.label_EK)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
     return steps
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: PlainConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: TextModel, settings: PlainConfig, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return the optimiser of the trainable parameters and its schedule over ``steps``."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     lr, decay = settings.learning_rate, settings.weight_decay
+    optimizer: torch.optim.Optimizer
     if settings.optimizer == "adam":
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
+    return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=steps)
 
 
 def _endless(
@@ -176,7 +181,7 @@ def _user_gradients(
                 loss = nn.functional.binary_cross_entropy_with_logits(
                     batch.logits(model), batch.label_EK, reduction="sum"
                 )
-                loss.backward()
+                torch.autograd.backward(loss)
             taken_UD = gradients.take()
             total_UD = taken_UD if total_UD is None else total_UD + taken_UD
         if total_UD is not None:

@@ -120,8 +120,10 @@ def _one_round(
         replies = list(grid.pull_messages(waiting))
         pause = options.poll if replies else min(1.0, 1.5 * pause)
         for answer in replies:
-            waiting.discard(answer.metadata.reply_to_message_id)
-            _fold(answer, mean, failures)
+            # A reply to no open message, or a second one, is not folded in.
+            if answer.metadata.reply_to_message_id in waiting:
+                waiting.discard(answer.metadata.reply_to_message_id)
+                _fold(answer, mean, failures)
         on_reply(what.job, what.round, len(nodes) - len(waiting))
         if waiting and not replies:
             time.sleep(pause)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from silotune.errors import ConfigError
@@ -46,17 +47,20 @@ class RunStore:
         return round_
 
     def load(self, round_: int) -> Tensor:
-        """Return the adapter after ``round_``, (D,). Raises ConfigError when it is not whole."""
+        """Return the adapter after ``round_``, (D,).
+
+        Raises:
+            ConfigError: the file is not whole, or holds an adapter of another layout.
+        """
         path = self._path(round_)
         try:
-            adapter_D = load_file(path)["flat"]
-        except (OSError, KeyError, ValueError) as error:
-            raise ConfigError(f"{path}: no readable adapter ({error}); delete it.") from error
-        except Exception as error:
-            # safetensors raises its own class for a truncated file.
+            with safe_open(path, framework="pt") as file:
+                layout = (file.metadata() or {}).get("layout")
+                adapter_D: Tensor = file.get_tensor("flat")
+        except (OSError, SafetensorError) as error:
             raise ConfigError(f"{path}: damaged ({error}); delete it to run it again.") from error
-        if adapter_D.dtype != torch.float32:
-            raise ConfigError(f"{path}: holds {adapter_D.dtype}, not float32.")
+        if layout != self._digest or adapter_D.dtype != torch.float32:
+            raise ConfigError(f"{path}: holds an adapter of another layout; use another folder.")
         return adapter_D
 
     def records(self) -> Iterator[dict[str, Any]]:

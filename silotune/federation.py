@@ -52,8 +52,6 @@ class Federation:
     """Silo folders; the simulation's node i serves the i-th."""
     state: str
     """Folder for adapters by round (aggregator) and ledgers (silos)."""
-    cache: str
-    """Folder for tokenised examples and prefix activations."""
     delta: float
     """δ of every private job."""
     noise_seed: int | None = None

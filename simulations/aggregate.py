@@ -4,6 +4,7 @@ Every mean is over merchants first, within one seed, then over seeds. A null whe
 a number means that the model diverged there: it makes the arm's mean NaN, it is not skipped.
 """
 
+import collections
 import math
 import statistics
 from collections.abc import Iterable
@@ -13,7 +14,19 @@ from functools import cached_property
 from simulations.arm_labels import Arm, arm_named, in_order
 from simulations.records import Record
 
-__all__ = ["METRICS", "REFERENCE", "ArmSummary", "Contrast", "Spread", "Summary", "summarise"]
+__all__ = [
+    "METRICS",
+    "REFERENCE",
+    "ArmSummary",
+    "Contrast",
+    "Spread",
+    "Summary",
+    "Traffic",
+    "epsilons_of",
+    "rounds_of",
+    "summarise",
+    "traffic_of",
+]
 
 METRICS = {
     "auc": "AUC",
@@ -126,10 +139,10 @@ class Summary:
         """Return one figure of one arm; None if the arm was not scored or has no such metric."""
         return next((a.metrics.get(metric) for a in self.arms if a.arm.name == arm), None)
 
-    def per_merchant(self, arm: str) -> dict[str, float]:
-        """Return the arm's AUC by merchant, mean over seeds; without those that have none."""
+    def per_merchant(self, arm: str, metric: str = "auc") -> dict[str, float]:
+        """Return one figure by merchant, mean over seeds; without those that have none."""
         found: dict[str, list[float]] = {}
-        for cell, value in self._values(arm, "auc").items():
+        for cell, value in self._values(arm, metric).items():
             found.setdefault(cell[1], []).append(value)
         means = {name: statistics.fmean(values) for name, values in sorted(found.items())}
         return {name: mean for name, mean in means.items() if not math.isnan(mean)}
@@ -191,3 +204,51 @@ def summarise(records: Iterable[Record]) -> Summary:
                 if record.get(metric) is not None:
                     found.add(cell)
     return Summary(scores=scores, _answerable=answerable)
+
+
+def rounds_of(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Record]]:
+    """Return the round records by arm, then seed and round; the last one counts."""
+    found: dict[str, dict[tuple[int, int], Record]] = {}
+    for record in records:
+        if record["kind"] == "round":
+            found.setdefault(record["arm"], {})[record["seed"], record["round"]] = record
+    return {arm.name: dict(sorted(found[arm.name].items())) for arm in in_order(found)}
+
+
+def epsilons_of(records: Iterable[Record]) -> dict[str, dict[str, dict[int, float]]]:
+    """Return ε spent by arm, merchant and round: the largest over seeds, infinite if unbounded."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for record in records:
+        if record["kind"] == "privacy":
+            spent = math.inf if record.get("epsilon") is None else float(record["epsilon"])
+            rounds = found.setdefault(record["arm"], {}).setdefault(record["merchant"], {})
+            rounds[record["round"]] = max(spent, rounds.get(record["round"], 0.0))
+    return {arm.name: found[arm.name] for arm in in_order(found)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traffic:
+    """What an arm's rounds took. Means over rounds and seeds; None: not recorded."""
+
+    arm: Arm
+    rounds: int
+    """Of one seed, the largest."""
+    seconds: float | None
+    bytes_up: float | None
+    """From all merchants together, a round."""
+    bytes_down: float | None
+    replies: float | None
+    failures: float | None
+
+
+def traffic_of(records: Iterable[Record]) -> list[Traffic]:
+    """Return the traffic of every arm with rounds."""
+    found = []
+    for arm, cells in rounds_of(records).items():
+        means: dict[str, float | None] = {}
+        for key in ("seconds", "bytes_up", "bytes_down", "replies", "failures"):
+            numbers = [r[key] for r in cells.values() if r.get(key) is not None]
+            means[key] = statistics.fmean(numbers) if numbers else None
+        rounds = max(collections.Counter(seed for seed, _ in cells).values())
+        found.append(Traffic(arm=arm_named(arm), rounds=rounds, **means))
+    return found

@@ -45,6 +45,12 @@ class Arm:
     epsilon: float | None = None
     """Budget per user by the arm's name; None: no noise."""
 
+    @property
+    def brief(self) -> str:
+        """The label where there is little room."""
+        label = self.label.split(" (", maxsplit=1)[0]
+        return label.replace("each merchant alone", "alone").replace("pooled data", "pooled")
+
 
 def arm_named(name: str) -> Arm:
     """Return the arm called ``name``; one that is not known is in the group 'other'.

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -66,22 +67,24 @@ def run_flower(
             raised.append(error)
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    variables = {**_QUIET, FEDERATION_VARIABLE: str(federation), "OMP_NUM_THREADS": "1"}
+    # Ray starts its processes with this environment; Flower takes `runtime_env` for itself.
+    os.environ[FEDERATION_VARIABLE] = str(federation)
+    # Flower's type for the Ray options leaves out nested ones, which Ray itself takes.
+    backend: dict[str, Any] = {
+        "init_args": {
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+        },
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    }
     _run_simulation(
         num_supernodes=nodes,
         exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
         client_app=client_app,
         server_app=server_app,
-        backend_config={
-            "init_args": {
-                "num_cpus": workers,
-                "include_dashboard": False,
-                "log_to_driver": False,
-                "logging_level": logging.ERROR,
-                "runtime_env": {"env_vars": variables},
-            },
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        },
+        backend_config=backend,
     )
     if raised:
         raise raised[0]

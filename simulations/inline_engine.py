@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 
 from client.client_app import app as client_app
 from server.server_app import run_federation
@@ -26,7 +27,7 @@ class InlineGrid(Grid):
     def __init__(self, nodes: int, federation: Path) -> None:
         self._contexts = {
             node: Context(
-                run_id=0,
+                run_id=1,
                 node_id=node,
                 node_config={"partition-id": node - 1, "num-partitions": nodes},
                 state=RecordDict(),
@@ -35,6 +36,9 @@ class InlineGrid(Grid):
             for node in range(1, nodes + 1)
         }
         self._waiting: dict[str, Message] = {}
+        # Messages carry the task they belong to; Flower sets a stand-in like this one for its
+        # own simulations that are started from Python.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
     def set_run(self, run: object) -> None:
         """Do nothing: there is one run."""

@@ -1,7 +1,7 @@
 """What a run found, in words and as a table on a terminal."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -13,10 +13,13 @@ from silotune.tables.problems import counted
 from simulations.aggregate import METRICS, REFERENCE, ArmSummary, Contrast, Spread, Summary
 from simulations.aggregate import summarise as summarise
 from simulations.arm_labels import GROUPS
+from simulations.records import Record
 from simulations.run_folder import RunFolder, RunInfo
 
 __all__ = [
     "Effect",
+    "Verdict",
+    "deltas",
     "difference",
     "effects",
     "figure",
@@ -37,6 +40,16 @@ class Effect:
     contrast: Contrast
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What the run says about one question."""
+
+    claim: str
+    """A sentence."""
+    detail: str
+    """How it spreads over seeds and merchants; may be empty."""
+
+
 def difference(value: float, digits: int = 3) -> str:
     """Return ``value`` with its sign, a minus as wide as a plus.
 
@@ -54,14 +67,14 @@ def share(value: float) -> str:
     return "NaN" if math.isnan(value) else f"{value:.0%}"
 
 
-def figure(spread: Spread | None, digits: int = 3) -> str:
-    """Return mean ± standard deviation over seeds; a dash for what was not measured."""
+def figure(spread: Spread | None, digits: int = 3, *, std: bool = True) -> str:
+    """Return mean, ± standard deviation over seeds; a dash for what was not measured."""
     if spread is None:
         return "—"
     if math.isnan(spread.mean):
         return "NaN"
-    std = "" if spread.std is None else f" ± {spread.std:.{digits}f}"
-    return f"{spread.mean:.{digits}f}{std}"
+    after = f" ± {spread.std:.{digits}f}" if std and spread.std is not None else ""
+    return f"{spread.mean:.{digits}f}{after}"
 
 
 def spread_of(spread: Spread, *, shares: bool = False) -> str:
@@ -98,20 +111,22 @@ def _without_text(arm: str) -> str:
     return "numeric-federated" if arm == "federated" else arm.replace("federated", "numeric")
 
 
-def verdicts(summary: Summary) -> list[str]:
-    """Return what the run says about the questions it was made for, a sentence each."""
+def verdicts(summary: Summary) -> list[Verdict]:
+    """Return what the run says about the questions it was made for."""
     plain, alone = "Federated without noise", "LoRA at each merchant alone"
+    numeric = "numeric features alone under the same noise"
     wanted = [
         (plain, "federated", "logistic regression at each merchant alone", "logistic-local"),
         (plain, "federated", alone, REFERENCE),
     ]
     budgets = [(f"ε = {epsilon:g}", f"federated-eps{epsilon:g}") for epsilon in summary.epsilons]
-    for what, arm in budgets:
-        wanted.append((f"{what} with a local adapter", f"{arm}+local", alone, REFERENCE))
-    for what, arm in budgets:
-        wanted.append(
-            (what, arm, "numeric features alone under the same noise", _without_text(arm))
-        )
+    wanted += [
+        (f"Federated at {b} with a local adapter", f"{arm}+local", alone, REFERENCE)
+        for b, arm in budgets
+    ]
+    wanted += [
+        (f"The language model at {b}", arm, numeric, _without_text(arm)) for b, arm in budgets
+    ]
     found = []
     for ours, arm, theirs, against in wanted:
         if contrast := summary.compare(arm, against):
@@ -122,35 +137,45 @@ def verdicts(summary: Summary) -> list[str]:
     return found
 
 
-def _versus(ours: str, theirs: str, contrast: Contrast) -> str:
+def _versus(ours: str, theirs: str, contrast: Contrast) -> Verdict:
     gain, wins = contrast.gain, contrast.wins
     if math.isnan(gain.mean):
-        return f"{ours} cannot be held against {theirs}: a model diverged (NaN)."
+        claim = f"{ours} cannot be held against {theirs}: a model diverged (NaN)."
+        return Verdict(claim=claim, detail="")
     size = f"{abs(gain.mean):.3f}"
     if float(size) == 0:
-        verb = f"equals {theirs} in AUC"
+        claim = f"{ours} equals {theirs} in AUC."
     elif gain.mean > 0:
-        verb = f"beats {theirs} by {size} AUC"
+        claim = f"{ours} beats {theirs} by {size} AUC."
     else:
-        verb = f"falls short of {theirs} by {size} AUC"
-    better = f"better at {share(wins.mean)} of merchants {spread_of(wins, shares=True)}".rstrip()
-    return f"{ours} {verb}{_over_seeds(gain)}, {better}."
+        claim = f"{ours} falls short of {theirs} by {size} AUC."
+    better = f"Better at {share(wins.mean)} of merchants {spread_of(wins, shares=True)}".rstrip()
+    return Verdict(claim=claim, detail=f"{_over_seeds(gain)} {better}.".lstrip())
 
 
-def _cost(what: str, contrast: Contrast) -> str:
+def _cost(what: str, contrast: Contrast) -> Verdict:
     cost = contrast.gain
     if math.isnan(cost.mean):
-        return f"What privacy at {what} costs cannot be said: a model diverged (NaN)."
+        claim = f"What privacy at {what} costs cannot be said: a model diverged (NaN)."
+        return Verdict(claim=claim, detail="")
     if round(cost.mean, 3) > 0:
-        return f"Privacy at {what} costs {cost.mean:.3f} AUC{_over_seeds(cost)}."
-    gain = difference(-cost.mean)
-    return f"Privacy at {what} costs no AUC here: {gain}{_over_seeds(cost)}."
+        claim = f"Privacy at {what} costs {cost.mean:.3f} AUC."
+    else:
+        claim = f"Privacy at {what} costs no AUC here; the private model gains {-cost.mean:.3f}."
+    return Verdict(claim=claim, detail=_over_seeds(cost))
 
 
 def _over_seeds(spread: Spread) -> str:
     text = spread_of(spread).strip("[]")
-    mixed = "; seeds differ in sign" if spread.low < 0 < spread.high else ""
-    return f" ({text} over {len(spread.values)} seeds{mixed})" if text else ""
+    mixed = ", not always of the same sign" if spread.low < 0 < spread.high else ""
+    return f"{text} over {len(spread.values)} seeds{mixed}." if text else ""
+
+
+def deltas(records: Iterable[Record]) -> str:
+    """Return δ of the run's releases as text; empty without any."""
+    spent = [r for r in records if r["kind"] == "privacy"]
+    found = {float(r["delta"]) for r in spent if r.get("delta") is not None}
+    return " or ".join(f"{delta:g}" for delta in sorted(found))
 
 
 def notices(run: RunFolder, summary: Summary) -> list[str]:
@@ -173,7 +198,8 @@ def notices(run: RunFolder, summary: Summary) -> list[str]:
 
 def print_summary(run: RunFolder, console: Console) -> None:
     """Print the table of arms, the sentences and what to know about them, as wide as fits."""
-    summary = summarise(run.records())
+    records = run.records()
+    summary = summarise(records)
     for notice in notices(run, summary):
         console.print(Text(notice, style="bold yellow"))
     if not summary.arms:
@@ -181,8 +207,12 @@ def print_summary(run: RunFolder, console: Console) -> None:
         return
     table = _widest_that_fits(summary, run.info, console)
     console.print(table)
-    for sentence in verdicts(summary):
-        console.print(Text(f"• {sentence}"))
+    if found := deltas(records):
+        about = f"ε: at most this for each user of one merchant, added or removed; δ = {found}"
+        console.print(Text(about, style="dim"))
+    console.print()
+    for verdict in verdicts(summary):
+        console.print(Text(f"• {verdict.claim}"), Text(verdict.detail, style="dim"))
 
 
 def _widest_that_fits(summary: Summary, info: RunInfo, console: Console) -> Table:
@@ -220,11 +250,7 @@ def _table(summary: Summary, info: RunInfo, without: tuple[str, ...]) -> Table:
 
 
 def _cells(row: ArmSummary, metrics: list[str]) -> list[str]:
-    spreads = {metric: row.metrics.get(metric) for metric in metrics}
-    return [
-        figure(s) if metric == "auc" or s is None else f"{s.mean:.3f}".replace("nan", "NaN")
-        for metric, s in spreads.items()
-    ]
+    return [figure(row.metrics.get(metric), std=metric == "auc") for metric in metrics]
 
 
 def _against(contrast: Contrast | None, spread: bool) -> tuple[Text, Text]:

@@ -228,13 +228,15 @@ class TextModel(nn.Module):
             pool_ET: 1 for the tokens that are pooled over; None: those of ``mask_ET``.
             stored_ETH: what `FrozenPrefix.compute` gave for these tokens, to start from.
         """
-        if self.backbone is None:
-            return self.head(None, numeric_EF)
+        if self.backbone is None or mask_ET is None:
+            plain_EK: Tensor = self.head(None, numeric_EF)
+            return plain_EK
         reuse = contextlib.nullcontext() if stored_ETH is None else self.prefix.stored(stored_ETH)
         with reuse, self.autocast():
             hidden_ETH = self.backbone(input_ids=ids_ET, attention_mask=mask_ET).last_hidden_state
         over_ET = mask_ET if pool_ET is None else pool_ET
-        return self.head(pool(hidden_ETH, over_ET, self.pooling), numeric_EF)
+        logits_EK: Tensor = self.head(pool(hidden_ETH, over_ET, self.pooling), numeric_EF)
+        return logits_EK
 
     def autocast(self) -> torch.autocast:
         """Context in which matrix products run in the model's precision."""
@@ -261,7 +263,8 @@ def _precision(wanted: str) -> torch.dtype:
         native = (
             torch.cuda.is_bf16_supported()
             if torch.cuda.is_available()
-            else torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  # no public way to ask
+            # No public function tells whether the processor has bfloat16 instructions.
+            else torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001
         )
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32

@@ -5,7 +5,6 @@ Utility: appeal, the loved brand, the price after discount, the pull of a promot
 
 # U users, C categories, I items of the catalogue, W weeks, K items of the largest category,
 # R rows (choices).
-# ruff: noqa: N815
 from dataclasses import dataclass
 
 import numpy as np

@@ -7,7 +7,6 @@ multinomial-logit choice over appeal, the loved brand, the price after discount,
 
 # U users, C categories, I items of the catalogue, W weeks, V visits of one user, K items of the
 # largest category, R rows (choices or events).
-# ruff: noqa: N815
 from dataclasses import dataclass, fields
 
 import numpy as np

@@ -5,7 +5,6 @@ so that any part can be made again alone: a person who shops at two merchants is
 """
 
 # U users, C categories, I items of the catalogue, W weeks.
-# ruff: noqa: N815
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 

@@ -15,7 +15,9 @@ CREATE OR REPLACE TEMP TABLE item_category AS
 SELECT item_id, lower(coalesce(brand, '')) AS brand, title,
        array_to_string(list_slice(string_split(category, ' > '), 1, $level), ' > ') AS category,
        -- One level up: short names for the profile, as a customer would say them.
-       string_split(category, ' > ')[greatest(1, least($level - 1, len(string_split(category, ' > '))))]
+       string_split(category, ' > ')[
+           greatest(1, least($level - 1, len(string_split(category, ' > '))))
+       ]
            AS family
 FROM items;
 
@@ -120,7 +122,9 @@ WITH counted AS (
 ),
 ranked AS (
     SELECT *,
-           row_number() OVER (PARTITION BY user_id, visit_id ORDER BY often DESC, category) AS by_often,
+           row_number() OVER (
+               PARTITION BY user_id, visit_id ORDER BY often DESC, category
+           ) AS by_often,
            row_number() OVER (
                PARTITION BY user_id, visit_id ORDER BY latest DESC, often DESC, category
            ) AS by_latest

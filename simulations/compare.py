@@ -1,0 +1,166 @@
+"""Run a scenario: every arm on the same merchants, the same examples and the same split."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from privacy.accounting import calibrate_noise
+from silotune.federation import Federation, Job, build_model
+from simulations.flower_engine import run_flower
+from simulations.inline_engine import run_inline
+from simulations.preparation import (
+    Merchants,
+    make_silos,
+    prepare_merchants,
+    seeded_model,
+    seeded_task,
+)
+from simulations.progress import Stages
+from simulations.repetition import Repetition
+from simulations.run_folder import RunFolder
+from simulations.scenario import Scenario
+
+__all__ = ["Comparison"]
+
+
+class Comparison:
+    """One scenario on its way into a run folder. `run` may be called again after a stop.
+
+    Args:
+        scenario: what to compare.
+        run: where results and adapters go.
+        data: where silo folders are made and kept.
+        stages: shows progress.
+    """
+
+    def __init__(self, scenario: Scenario, run: RunFolder, data: Path, stages: Stages) -> None:
+        self.scenario, self.folder, self.data_folder, self.stages = scenario, run, data, stages
+        self._timings: dict[str, float] = {}
+        self._label = ""
+
+    def run(self) -> None:
+        """Run every seed. An arm whose scores are in the folder already is not run again."""
+        # One worker alone in this process: all cores for each product.
+        torch.set_num_threads(os.cpu_count() or 1)
+        with self._stage("data") as progress:
+            silos = make_silos(self.scenario.data, self.data_folder, progress)
+        for seed in range(self.scenario.seeds):
+            self._label = f"seed {seed + 1}/{self.scenario.seeds} · " * (self.scenario.seeds > 1)
+            task = seeded_task(self.scenario, seed)
+            text = seeded_model(self.scenario, seed)
+            models = {"text": text, "numeric": replace(text, use_text=False)}
+            model = build_model(models, "text", task)
+            with self._stage("examples and frozen layers") as progress:
+                merchants = prepare_merchants(silos, self.scenario, task, model, progress)
+            if seed == 0:
+                self._describe(merchants)
+            state = self.folder.path / "state" / f"seed-{seed}"
+            repetition = Repetition(self.folder, self.scenario, seed, merchants, model, self._stage)
+            repetition.simple_methods()
+            repetition.without_federation()
+            federation = Federation(
+                task=task,
+                models=models,
+                jobs=self._jobs(),
+                silos=tuple(str(f.path.resolve()) for f in merchants.folders.values()),
+                state=str(state.resolve()),
+                delta=self.scenario.privacy.delta,
+                noise_seed=seed if self.scenario.privacy.noise == "seeded" else None,
+            )
+            self._federate(federation, state)
+            repetition.federated(federation)
+        self.folder.describe(timings=self._timings)
+
+    def _jobs(self) -> tuple[Job, ...]:
+        plain, private = self.scenario.federated, self.scenario.privacy
+        ask: dict[str, float | str] = {
+            "epochs": plain.epochs,
+            "learning_rate": plain.optimizer.learning_rate,
+            "optimizer": plain.optimizer.optimizer,
+            "batch_size": plain.optimizer.batch_size,
+        }
+        jobs = [
+            Job(name="federated", rounds=plain.rounds, plain=ask),
+            Job(name="numeric-federated", model="numeric", rounds=plain.rounds, plain=ask),
+        ]
+        for epsilon in private.epsilons:
+            sigma = calibrate_noise(
+                epsilon,
+                delta=private.delta,
+                sampling_rate=private.sampling_rate,
+                steps=private.rounds * private.steps,
+            )
+            for prefix, model, rate in (
+                ("federated", "text", private.learning_rate),
+                ("numeric", "numeric", private.numeric_learning_rate),
+            ):
+                request = {
+                    "clip_norm": private.clip_norm,
+                    "noise_multiplier": sigma,
+                    "sampling_rate": private.sampling_rate,
+                    "examples_per_user": private.examples_per_user,
+                    "steps": private.steps,
+                    "learning_rate": rate,
+                }
+                jobs.append(
+                    Job(
+                        name=f"{prefix}-eps{epsilon:g}",
+                        model=model,
+                        rounds=private.rounds,
+                        private=request,
+                        epsilon=epsilon,
+                    )
+                )
+        return tuple(jobs)
+
+    def _federate(self, federation: Federation, state: Path) -> None:
+        state.mkdir(parents=True, exist_ok=True)
+        path = state / "federation.json"
+        federation.save(path)
+        nodes = len(federation.silos)
+        total = nodes * sum(job.rounds for job in federation.jobs)
+        with self._stage("federated rounds") as progress:
+            rounds = {job.name: job.rounds for job in federation.jobs}
+            before = dict(zip(rounds, np.cumsum([0, *rounds.values()])[:-1].tolist(), strict=True))
+
+            def on_reply(job: str, round_: int, replies: int) -> None:
+                done = nodes * (before[job] + round_) + replies
+                progress(done, total, f"{job}, round {round_ + 1}/{rounds[job]}")
+
+            if self.scenario.engine == "inline":
+                run_inline(path, nodes, on_reply)
+            else:
+                run_flower(path, nodes, workers=self.scenario.workers, on_reply=on_reply)
+
+    def _describe(self, merchants: Merchants) -> None:
+        seeded = self.scenario.privacy.noise == "seeded"
+        self.folder.describe(
+            merchants=[
+                {
+                    "name": name,
+                    "nominal_users": merchants.folders[name].info.nominal_users,
+                    "train_examples": len(p.examples.rows(test=False)),
+                    "test_examples": len(p.examples.rows(test=True)),
+                    "test_positives": int(p.examples.label_EK[p.examples.test_E].sum()),
+                }
+                for name, p in merchants.data.items()
+            ],
+            excluded=[{"name": n, "reason": r} for n, r in merchants.excluded.items()],
+            private=not seeded,
+            privacy_note="noise is seeded: this run repeats exactly and is not private"
+            if seeded
+            else "noise and sampling come from the operating system's cryptographic source",
+        )
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Callable[..., None]]:
+        began = time.monotonic()
+        with self.stages.stage(self._label + name) as progress:
+            yield progress
+        self._timings[name] = self._timings.get(name, 0.0) + time.monotonic() - began

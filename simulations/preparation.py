@@ -1,0 +1,137 @@
+"""From a scenario to silos with prepared examples: data, exclusions, caches."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from client.prepared import PreparedExamples, load_or_prepare
+from silotune.errors import ConfigError, DataError
+from silotune.models.text_model import ModelConfig, TextModel
+from silotune.tables.silo_folder import SiloFolder, list_silos
+from silotune.tasks.promotion_response import PromotionResponse
+from simulations.scenario import DataSource, Scenario
+
+__all__ = ["Merchants", "make_silos", "prepare_merchants", "seeded_model", "seeded_task"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merchants:
+    """The merchants of a comparison and those left out."""
+
+    folders: dict[str, SiloFolder]
+    data: dict[str, PreparedExamples]
+    excluded: dict[str, str]
+    """Name of a merchant, and why it is left out."""
+
+
+def make_silos(source: DataSource, data: Path, progress: Progress) -> list[SiloFolder]:
+    """Return the scenario's silo folders, made under ``data`` unless they are there already.
+
+    Raises:
+        DataError: the source cannot be read or made; nothing half-made is left.
+    """
+    if source.source == "folder":
+        folders = list_silos(Path(source.path or ""))
+        if not folders:
+            raise DataError(f"{source.path}: holds no silo folder.")
+        return folders
+    target = data / _folder_name(source)
+    if not target.exists():
+        # Made beside and renamed: a folder that is there is whole.
+        part = target.with_name(target.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _make(source, part, progress)
+            part.replace(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return list_silos(target)
+
+
+def _folder_name(source: DataSource) -> str:
+    if source.source == "synthetic" and source.synthetic is not None:
+        made = source.synthetic
+        return f"synthetic-{made.merchants}x{made.users_per_merchant}-seed{made.seed}"
+    groups = f"-in-{source.groups}" if source.groups else ""
+    return f"complete-journey-{source.merchants}{groups}"
+
+
+def _make(source: DataSource, out: Path, progress: Progress) -> None:
+    if source.source == "synthetic" and source.synthetic is not None:
+        from silotune.tables.synthetic import generate
+
+        generate(source.synthetic, out, progress)
+    else:
+        from silotune.tables.complete_journey import convert
+
+        convert(out, merchants=source.merchants, groups=source.groups, progress=progress)
+
+
+def seeded_task(scenario: Scenario, seed: int) -> PromotionResponse:
+    """Return the task of repetition ``seed``: other visits and offers are drawn."""
+    return replace(scenario.task, seed=scenario.task.seed + seed)
+
+
+def seeded_model(scenario: Scenario, seed: int) -> ModelConfig:
+    """Return the model of repetition ``seed``: another A is drawn."""
+    lora = scenario.model.lora
+    return replace(scenario.model, lora=replace(lora, seed=lora.seed + seed))
+
+
+def prepare_merchants(
+    silos: list[SiloFolder],
+    scenario: Scenario,
+    task: PromotionResponse,
+    model: TextModel,
+    progress: Progress,
+) -> Merchants:
+    """Build, tokenise and cache the examples of every merchant; leave out those too small.
+
+    Raises:
+        ConfigError: no merchant is left, or δ is not below one over a merchant's users.
+    """
+    folders: dict[str, SiloFolder] = {}
+    data: dict[str, PreparedExamples] = {}
+    excluded: dict[str, str] = {}
+    for index, silo in enumerate(silos):
+        name = silo.info.name
+        reason = _unfit(silo, scenario)
+        prepared = None if reason else load_or_prepare(silo, task, model)
+        if prepared is not None:
+            reason = _too_small(prepared, scenario.data.minimum_users)
+        if prepared is None or reason:
+            excluded[name] = reason
+        else:
+            folders[name], data[name] = silo, prepared
+        progress(index + 1, len(silos))
+    if not folders:
+        reasons = "; ".join(f"{n}: {r}" for n, r in excluded.items())
+        raise ConfigError(f"scenario '{scenario.name}': no merchant is left. {reasons}")
+    return Merchants(folders=folders, data=data, excluded=excluded)
+
+
+def _unfit(silo: SiloFolder, scenario: Scenario) -> str:
+    users, delta = silo.info.nominal_users, scenario.privacy.delta
+    if scenario.privacy.epsilons and delta >= 1 / users:
+        raise ConfigError(
+            f"privacy.delta is {delta:g}; it must be below 1/users, {1 / users:g} at merchant "
+            f"'{silo.info.name}'."
+        )
+    return ""
+
+
+def _too_small(prepared: PreparedExamples, minimum: int) -> str:
+    examples = prepared.examples
+    train, test = examples.rows(test=False), examples.rows(test=True)
+    users = len(set(examples.user_E[train].tolist()))
+    if users < minimum:
+        return f"{users} users before the split; the scenario asks for {minimum}"
+    for rows, when in ((train, "before"), (test, "after")):
+        labels = set(examples.label_EK[rows, 0].tolist())
+        if len(labels) < 2:
+            return f"no bought and no ignored offer {when} the split"
+    return ""

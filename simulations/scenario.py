@@ -1,0 +1,172 @@
+"""Scenarios: small TOML files that say which data, which training and which comparisons."""
+
+from pathlib import Path
+from typing import Literal
+
+from client.trainer import PlainConfig
+from silotune.config import config, from_toml
+from silotune.errors import ConfigError
+from silotune.models.text_model import ModelConfig
+from silotune.tables.synthetic import SyntheticConfig
+from silotune.tasks.promotion_response import PromotionResponse
+
+__all__ = [
+    "DataSource",
+    "FederatedTraining",
+    "LocalTraining",
+    "PrivateTraining",
+    "Scenario",
+    "load_scenario",
+    "scenario_names",
+]
+
+_FOLDER = Path(__file__).parent / "scenarios"
+
+
+@config
+class DataSource:
+    """Where the merchants come from."""
+
+    source: Literal["complete-journey", "synthetic", "folder"]
+    merchants: int = 16
+    """Complete Journey: stores, largest first."""
+    groups: int | None = None
+    """Complete Journey: join the stores into so many bigger merchants."""
+    synthetic: SyntheticConfig | None = None
+    """Parameters of the generator."""
+    path: str | None = None
+    """Folder of silo folders, for source 'folder'."""
+    minimum_users: int = 50
+    """A merchant with fewer users before the split is left out, and named in the report."""
+
+    def __post_init__(self) -> None:
+        """Check what belongs together. Raises ConfigError."""
+        if self.merchants < 1:
+            raise ConfigError(f"merchants is {self.merchants}; it must be at least 1.")
+        if self.source == "folder" and not self.path:
+            raise ConfigError("path is missing; source 'folder' needs it.")
+        if self.source == "synthetic" and self.synthetic is None:
+            raise ConfigError("table data.synthetic is missing; source 'synthetic' needs it.")
+
+
+@config
+class LocalTraining:
+    """Training that never leaves a merchant, and the pooled ceiling."""
+
+    optimizer: PlainConfig = PlainConfig(learning_rate=0.05)
+    epochs: float = 3
+    """Passes of each merchant alone."""
+    pooled_epochs: float = 3
+    """Passes over all merchants' examples together."""
+    after_epochs: float = 1
+    """Passes of the local adapter that follows a federated one."""
+    after_rate: float = 0.01
+    """Learning rate of that local adapter."""
+
+
+@config
+class FederatedTraining:
+    """Federated rounds without noise."""
+
+    rounds: int = 5
+    epochs: float = 1
+    """Passes over a merchant's examples in a round."""
+    optimizer: PlainConfig = PlainConfig(learning_rate=0.1)
+
+
+@config
+class PrivateTraining:
+    """Federated rounds under user-level differential privacy, once for each ε."""
+
+    epsilons: tuple[float, ...] = (8.0, 2.0)
+    """Budget per user over all rounds."""
+    delta: float = 1e-4
+    """Must be below one over every merchant's number of users."""
+    rounds: int = 5
+    steps: int = 4
+    """DP-SGD steps of a merchant in a round."""
+    sampling_rate: float = 0.25
+    clip_norm: float = 4.0
+    learning_rate: float = 1.0
+    examples_per_user: int = 8
+    numeric_learning_rate: float = 1.0
+    """Learning rate of the model without text."""
+    noise: Literal["secure", "seeded"] = "secure"
+    """Seeded noise repeats a run exactly, and is marked as not private everywhere."""
+
+    def __post_init__(self) -> None:
+        """Check ranges. Raises ConfigError."""
+        for epsilon in self.epsilons:
+            if not epsilon > 0:
+                raise ConfigError(
+                    f"epsilons holds {epsilon}; each must be > 0. 8 is a common first value."
+                )
+        if not 0 < self.delta < 1:
+            raise ConfigError(f"delta is {self.delta}; it must be above 0 and below 1/users.")
+        if not 0 < self.sampling_rate <= 1:
+            raise ConfigError(f"sampling_rate is {self.sampling_rate}; it must be in (0, 1].")
+        for field in (
+            "rounds",
+            "steps",
+            "clip_norm",
+            "learning_rate",
+            "numeric_learning_rate",
+            "examples_per_user",
+        ):
+            if not getattr(self, field) > 0:
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must be > 0.")
+
+
+@config
+class Scenario:
+    """One comparison, whole."""
+
+    name: str
+    description: str
+    data: DataSource
+    task: PromotionResponse
+    model: ModelConfig = ModelConfig()
+    local: LocalTraining = LocalTraining()
+    federated: FederatedTraining = FederatedTraining()
+    privacy: PrivateTraining = PrivateTraining()
+    seeds: int = 1
+    """Repetitions; each draws other visits, another A, another order and other noise."""
+    engine: Literal["flower", "inline"] = "flower"
+    """Flower's simulation engine on Ray, or everything in one process."""
+    workers: int = 2
+    """Worker processes of the Flower engine."""
+    curve_merchants: int = 8
+    """Merchants on which quality per round is measured; the final table uses all."""
+
+    def __post_init__(self) -> None:
+        """Check what would fail later. Raises ConfigError."""
+        for field in ("seeds", "workers", "curve_merchants"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+        if self.model.lora.dora and self.privacy.epsilons:
+            raise ConfigError(
+                "model.lora.dora has no per-user gradient and cannot be trained privately; "
+                "set it to false, or privacy.epsilons to []."
+            )
+
+
+def scenario_names() -> list[str]:
+    """Return the names of the scenarios that come with silotune."""
+    return sorted(p.stem for p in _FOLDER.glob("*.toml"))
+
+
+def load_scenario(name_or_path: str) -> Scenario:
+    """Read a scenario by its name, or a TOML file by its path.
+
+    Raises:
+        ConfigError: neither; or what is wrong in it, with file and key.
+    """
+    if name_or_path in scenario_names():
+        return from_toml(Scenario, _FOLDER / f"{name_or_path}.toml")
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        raise ConfigError(
+            f"'{name_or_path}' is neither a TOML file nor a scenario of silotune: "
+            f"{', '.join(scenario_names())}."
+        )
+    return from_toml(Scenario, path)

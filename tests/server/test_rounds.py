@@ -1,0 +1,90 @@
+import pytest
+import torch
+from flwr.app import RecordDict
+
+from server.rounds import RoundOptions, run_job
+from server.run_store import RunStore
+from silotune.errors import MessageError
+from silotune.federation import build_model, read_federation
+from silotune.messages import reply
+from simulations.inline_engine import InlineGrid
+
+
+class HostileGrid(InlineGrid):
+    """Real clients, but the reply of node 1 is put in another's place."""
+
+    def __init__(self, nodes, path, forge):
+        super().__init__(nodes, path)
+        self.forge = forge
+
+    def pull_messages(self, message_ids):
+        for answer in super().pull_messages(message_ids):
+            if answer.metadata.src_node_id == 1:
+                yield from self.forge(answer)
+            else:
+                yield answer
+
+
+def _start(small_federation, tmp_path, forge=None):
+    path = small_federation(tmp_path, "numeric")
+    federation = read_federation(path)
+    model = build_model(federation.models, "numeric", federation.task)
+    store = RunStore(tmp_path / "store", model.layout.digest)
+    grid = HostileGrid(3, path, forge) if forge else InlineGrid(3, path)
+    return grid, federation.jobs[0], model, store
+
+
+def test_a_killed_run_goes_on_at_its_round_and_ends_the_same(small_federation, tmp_path):
+    grid, job, model, store = _start(small_federation, tmp_path)
+    whole = run_job(grid, job, model, store, RoundOptions(nodes=3))
+    (tmp_path / "store" / "round-0001.safetensors").unlink()
+    again = run_job(grid, job, model, store, RoundOptions(nodes=3))
+    assert torch.equal(whole, again)
+    assert whole.abs().sum() > 0
+
+
+def _content(answer, content):
+    answer.content = content
+    return answer
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda a: [_content(a, reply(torch.full((7,), float("nan"))))],
+        lambda a: [_content(a, reply(torch.zeros(8)))],
+        lambda a: [_content(a, RecordDict({}))],
+        lambda _: [],
+    ],
+    ids=["nan", "wrong length", "empty", "no reply"],
+)
+def test_one_hostile_merchant_is_dropped_and_tallied(small_federation, tmp_path, forge):
+    grid, job, model, store = _start(small_federation, tmp_path, forge)
+    adapter = run_job(grid, job, model, store, RoundOptions(nodes=3, deadline=3.0))
+    assert torch.isfinite(adapter).all()
+    assert [r["replies"] for r in store.records()] == [2, 2]
+
+
+def test_a_reply_that_comes_twice_counts_once(small_federation, tmp_path):
+    grid, job, model, store = _start(small_federation, tmp_path, lambda a: [a, a])
+    run_job(grid, job, model, store, RoundOptions(nodes=3))
+    assert [r["replies"] for r in store.records()] == [3, 3]
+
+
+def test_too_few_updates_stop_the_run_with_the_reasons(small_federation, tmp_path):
+    grid, job, model, store = _start(
+        small_federation, tmp_path, lambda a: [_content(a, RecordDict({}))]
+    )
+    with pytest.raises(MessageError, match="2 of 3 updates") as caught:
+        run_job(grid, job, model, store, RoundOptions(nodes=3, quorum=0.9))
+    assert "must hold ['update']" in str(caught.value)
+    assert store.next_round() == 0
+
+
+def test_a_message_is_built_for_every_node_once(small_federation, tmp_path):
+    grid, job, model, store = _start(small_federation, tmp_path)
+    seen = []
+    push = grid.push_messages
+    grid.push_messages = lambda m: push([seen.append(x.metadata.dst_node_id) or x for x in m])
+    run_job(grid, job, model, store, RoundOptions(nodes=3))
+    assert seen == [1, 2, 3, 1, 2, 3]
