@@ -1,1 +1,4 @@
-"""User-level differential privacy: sampling, clipping, noise, accounting. Knows nothing of Flower."""
+"""User-level differential privacy: sampling, clipping, noise, accounting.
+
+Knows nothing of Flower, of transformers or of tables.
+"""

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Event
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -30,6 +31,8 @@ class RoundOptions:
     """Share of the nodes whose updates must arrive."""
     deadline: float = 3600.0
     """Seconds after which missing replies are given up."""
+    stop: Event = field(default_factory=Event)
+    """Set by whoever started the run to end it between two looks for replies."""
     poll: float = 0.02
     """Seconds between two looks for replies, at first; grows to a second while none come."""
 
@@ -97,7 +100,7 @@ def _wait_for_nodes(grid: Grid, options: RoundOptions) -> list[int]:
     while len(nodes := sorted(grid.get_node_ids())) < options.nodes:
         if time.monotonic() > until:
             raise MessageError(f"{len(nodes)} of {options.nodes} nodes are connected.")
-        time.sleep(0.1)
+        _pause(options, 0.1)
     return nodes
 
 
@@ -125,9 +128,14 @@ def _one_round(
                 waiting.discard(answer.metadata.reply_to_message_id)
                 _fold(answer, mean, failures)
         on_reply(what.job, what.round, len(nodes) - len(waiting))
-        if waiting and not replies:
-            time.sleep(pause)
+        if waiting:
+            _pause(options, 0 if replies else pause)
     return mean, failures
+
+
+def _pause(options: RoundOptions, seconds: float) -> None:
+    if options.stop.wait(seconds):
+        raise MessageError("the run was stopped; rounds that are done are kept.")
 
 
 def _fold(answer: Message, mean: StreamingMean, failures: dict[str, int]) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -30,9 +31,13 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_federation(
-    grid: Grid, path: Path, on_reply: Callable[[str, int, int], None] = lambda *_: None
+    grid: Grid,
+    path: Path,
+    on_reply: Callable[[str, int, int], None] = lambda *_: None,
+    stop: Event | None = None,
 ) -> None:
     """Run all jobs of the federation file ``path``; a job that is done is not run again."""
+    stop = stop or Event()
     federation = read_federation(path)
     models = {
         name: build_model(federation.models, name, federation.task)
@@ -41,4 +46,5 @@ def run_federation(
     for job in federation.jobs:
         model = models[job.model]
         store = RunStore(Path(federation.state) / "rounds" / job.name, model.layout.digest)
-        run_job(grid, job, model, store, RoundOptions(nodes=len(federation.silos)), on_reply)
+        options = RoundOptions(nodes=len(federation.silos), stop=stop)
+        run_job(grid, job, model, store, options, on_reply)

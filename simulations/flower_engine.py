@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from flwr.app import Context
@@ -21,13 +22,9 @@ from silotune.federation import FEDERATION_VARIABLE
 
 __all__ = ["run_flower"]
 
-_QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
+_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
 }
 
 
@@ -49,26 +46,25 @@ def run_flower(
     Raises:
         SilotuneError: what the ServerApp raised.
     """
-    # Flower reads its switches while it is imported.
-    os.environ.update(_QUIET)
     from flwr.simulation.run_simulation import _run_simulation
     from flwr.supercore.telemetry import EventType
 
     raised: list[SilotuneError] = []
+    stop = Event()
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         del context
         try:
-            run_federation(grid, federation, on_reply)
+            run_federation(grid, federation, on_reply, stop)
         except SilotuneError as error:
             # Flower wraps exceptions of the ServerApp; the caller wants the message.
             raised.append(error)
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     # Ray starts its processes with this environment; Flower takes `runtime_env` for itself.
-    os.environ[FEDERATION_VARIABLE] = str(federation)
+    os.environ.update(_ENVIRONMENT, **{FEDERATION_VARIABLE: str(federation)})
     # Flower's type for the Ray options leaves out nested ones, which Ray itself takes.
     backend: dict[str, Any] = {
         "init_args": {
@@ -79,12 +75,16 @@ def run_flower(
         },
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
     }
-    _run_simulation(
-        num_supernodes=nodes,
-        exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-        client_app=client_app,
-        server_app=server_app,
-        backend_config=backend,
-    )
+    try:
+        _run_simulation(
+            num_supernodes=nodes,
+            exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+            client_app=client_app,
+            server_app=server_app,
+            backend_config=backend,
+        )
+    finally:
+        # The ServerApp is a thread: without Ray below it, it would wait for ever.
+        stop.set()
     if raised:
         raise raised[0]

@@ -192,7 +192,7 @@ class RunFolder:
     def _save(self, info: RunInfo) -> None:
         raw = asdict(info)
         for key in ("started", "finished"):
-            raw[key] = raw[key] and raw[key].isoformat(timespec="seconds")
+            raw[key] = raw[key] and raw[key].isoformat()
         text = json.dumps(plain(raw), indent=2, ensure_ascii=False, allow_nan=False)
         write_whole(self.path / _INFO, text + "\n")
         self.info = info
@@ -213,7 +213,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def _read_info(path: Path) -> RunInfo:
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
     except json.JSONDecodeError as error:
@@ -231,7 +231,7 @@ def _info(raw: object, *, where: str) -> RunInfo:
 
 def _parse(line: bytes, where: str) -> Record:
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode())
     except (ValueError, RecursionError):
         raise ConfigError(f"{where} is not valid JSON. Remove the line or run again.") from None
     if problem := problem_of(record):
@@ -240,4 +240,5 @@ def _parse(line: bytes, where: str) -> Record:
 
 
 def _now() -> datetime:
-    return datetime.now(UTC)
+    # As the file has it.
+    return datetime.now(UTC).replace(microsecond=0)
