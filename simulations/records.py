@@ -60,6 +60,9 @@ def problem_of(record: object) -> str | None:
             return f"'{field}' must be a number or null, and is {value!r}"
     if record["kind"] == "calibration" and not all(map(_is_bin, record["bins"])):
         return "'bins' must hold lists of three numbers"
+    merchants = record.get("merchants", []) if record["kind"] == "round" else []
+    if not (isinstance(merchants, list) and all(isinstance(name, str) for name in merchants)):
+        return "'merchants' must be a list of names"
     return None
 
 

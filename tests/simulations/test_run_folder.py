@@ -80,7 +80,12 @@ def test_numbers_of_numpy_paths_and_tuples_become_json_and_nan_becomes_null(run)
     figures = {"auc": np.float32(0.5), "log_loss": float("nan"), "ndcg": np.float64("inf")}
     run.append(SCORE | figures | {"seed": np.int64(4), "where": Path("a/b"), "pair": (1, 2)})
     record = run.records()[0]
-    assert (record["seed"], record["auc"], record["log_loss"], record["ndcg"]) == (4, 0.5, None, None)
+    assert (record["seed"], record["auc"], record["log_loss"], record["ndcg"]) == (
+        4,
+        0.5,
+        None,
+        None,
+    )
     assert (record["where"], record["pair"]) == ("a/b", [1, 2])
 
 
@@ -99,6 +104,7 @@ def test_letters_that_no_file_can_hold_are_replaced(run):
         (SCORE | {"auc": "high"}, "'auc' must be a number or null, and is 'high'"),
         (SCORE | {"auc": 10**400}, "'auc' must be a number or null"),
         ({"kind": "calibration", "seed": 0, "arm": "a", "bins": [[1, 2]]}, "three numbers"),
+        ({"kind": "round", "seed": 0, "arm": "a", "round": 0, "merchants": 3}, "list of names"),
     ],
 )
 def test_a_malformed_record_is_refused_on_writing_and_on_reading(run, record, message):
@@ -151,7 +157,7 @@ def test_a_damaged_line_that_is_not_the_last_is_an_error_with_its_number(run):
     run.append(SCORE)
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "sco\n' + json.dumps(SCORE) + "\n")
-    with pytest.raises(ConfigError, match="metrics.jsonl: line 2 is not valid JSON"):
+    with pytest.raises(ConfigError, match=r"metrics.jsonl: line 2 is not valid JSON"):
         RunFolder.open(run.path)
 
 
@@ -159,7 +165,7 @@ def test_a_damaged_line_that_is_not_the_last_is_an_error_with_its_number(run):
 def test_a_whole_line_that_is_no_record_is_an_error(run, line):
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(ConfigError, match="metrics.jsonl: line 1"):
+    with pytest.raises(ConfigError, match=r"metrics.jsonl: line 1"):
         RunFolder.open(run.path)
 
 
@@ -227,5 +233,5 @@ def test_a_damaged_description_is_named(run, content, message):
 
 def test_missing_metrics_are_named(run):
     (run.path / "metrics.jsonl").unlink()
-    with pytest.raises(ConfigError, match="metrics.jsonl: cannot be read"):
+    with pytest.raises(ConfigError, match=r"metrics.jsonl: cannot be read"):
         RunFolder.open(run.path)
