@@ -7,7 +7,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ __all__ = [
     "INK",
     "MUTED",
     "SURFACE",
+    "Looks",
     "Style",
     "draw",
     "label_lines",
@@ -46,7 +47,7 @@ _VARIABLES = {
     "#c8500a": "--vermillion",
     "#a8528a": "--purple",
     "#a97900": "--orange",
-    "#2d8fc4": "--sky",
+    "#7d4e2d": "--brown",
 }
 INK, MUTED, GRID, SURFACE, *_HUES = _VARIABLES
 ACCENT, FAULT = _HUES[0], _HUES[2]
@@ -106,7 +107,11 @@ class Style:
         return _VARIABLES[self.colour]
 
 
-def styles(arms: Sequence[Arm]) -> dict[str, Style]:
+Looks = Mapping[str, Style]
+"""Style by name of an arm, the same in all plots of a page."""
+
+
+def styles(arms: Sequence[Arm]) -> Looks:
     """Return a style for each arm, by name; the same budget has the same hue."""
     budgets = sorted({a.epsilon for a in arms if a.epsilon is not None}, reverse=True)
     hues = {e: _BUDGETS[i % len(_BUDGETS)] for i, e in enumerate(budgets)}

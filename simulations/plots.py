@@ -15,11 +15,11 @@ from simulations.plot_style import (
     INK,
     MUTED,
     SURFACE,
+    Looks,
     Style,
     draw,
     name_rows,
     shorten,
-    styles,
 )
 from simulations.records import Record
 from simulations.summary import Effect, difference, effects
@@ -30,12 +30,11 @@ MOST_MERCHANTS = 40
 """More rows than this are no plot; the table of merchants has them."""
 
 
-def overview_plot(summary: Summary) -> Markup | None:
+def overview_plot(summary: Summary, look: Looks) -> Markup | None:
     """Draw AUC of every arm, smallest to largest seed."""
     rows = [row for row in summary.arms if "auc" in row.metrics]
     if not rows:
         return None
-    look = styles([row.arm for row in rows])
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -127,7 +126,7 @@ def _bar(axes: Axes, place: int, step: Effect) -> None:
     )
 
 
-def scatter_plot(summary: Summary) -> Markup | None:
+def scatter_plot(summary: Summary, look: Looks) -> Markup | None:
     """Draw each federated arm's AUC against the merchant's own, a dot for a merchant."""
     alone = summary.per_merchant(REFERENCE)
     arms = [row.arm for row in summary.arms if row.arm.group in ("federated", "local")]
@@ -137,7 +136,6 @@ def scatter_plot(summary: Summary) -> Markup | None:
         return None
     values = [*alone.values(), *(v for arm in arms for v in both[arm.name].values())]
     low, high = _padded(values)
-    look = styles([row.arm for row in summary.arms])
 
     def paint(figure: Figure) -> None:
         for arm, axes in zip(arms, _panels(figure, len(arms), _columns(arms)), strict=True):
@@ -185,7 +183,7 @@ def _corner(axes: Axes, text: str) -> None:
     axes.text(0.05, 0.95, text, transform=axes.transAxes, va="top", fontsize=8)
 
 
-def merchants_plot(summary: Summary) -> Markup | None:
+def merchants_plot(summary: Summary, look: Looks) -> Markup | None:
     """Draw each merchant's step from being alone to the private model that it ends up with."""
     alone = summary.per_merchant(REFERENCE)
     private = [f"federated-eps{epsilon:g}" for epsilon in summary.epsilons]
@@ -197,7 +195,6 @@ def merchants_plot(summary: Summary) -> Markup | None:
     names = sorted(alone.keys() & ours.keys(), key=lambda name: -alone[name])
     if not names or len(names) > MOST_MERCHANTS:
         return None
-    look = styles([row.arm for row in summary.arms])
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -206,8 +203,7 @@ def merchants_plot(summary: Summary) -> Markup | None:
             colour = ACCENT if ours[name] > alone[name] else FAULT
             axes.plot([alone[name], ours[name]], [place, place], color=colour, linewidth=1.4)
         rows = range(len(names))
-        alone_style = styles([arm_named(REFERENCE)])[REFERENCE]
-        _mark(axes, [alone[name] for name in names], rows, alone_style)
+        _mark(axes, [alone[name] for name in names], rows, look[REFERENCE])
         _mark(axes, [ours[name] for name in names], rows, look[arm.name])
         axes.set_xlabel("AUC, mean over seeds")
         sign = "■" if look[arm.name].marker == "s" else "●"
@@ -221,7 +217,7 @@ def _key(axes: Axes, entries: Sequence[tuple[str, str]]) -> None:
         axes.text(0.34 * index, 1.01, text, transform=axes.transAxes, va="bottom", color=colour)
 
 
-def calibration_plot(records: Iterable[Record]) -> Markup | None:
+def calibration_plot(records: Iterable[Record], look: Looks) -> Markup | None:
     """Draw the rate of positives over the mean score, a line for each seed."""
     curves: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for record in records:
@@ -235,7 +231,6 @@ def calibration_plot(records: Iterable[Record]) -> Markup | None:
     if not arms:
         return None
     top = max(v for a in arms for line in curves[a.name].values() for xy in line for v in xy) * 1.06
-    look = styles(everything)
 
     def paint(figure: Figure) -> None:
         for arm, axes in zip(arms, _panels(figure, len(arms), min(4, len(arms))), strict=True):

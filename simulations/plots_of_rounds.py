@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from simulations.aggregate import METRICS, Summary, epsilons_of, rounds_of, traffic_of
 from simulations.arm_labels import Arm, arm_named, in_order
-from simulations.plot_style import ACCENT, MUTED, Style, draw, label_lines, name_rows, styles
+from simulations.plot_style import ACCENT, MUTED, Looks, Style, draw, label_lines, name_rows
 from simulations.plots import MOST_MERCHANTS
 from simulations.records import Record
 
@@ -29,7 +29,9 @@ _REFERENCES = ("pooled", "local-only", "logistic-local")
 _MOST_STAGES = 14
 
 
-def rounds_plot(records: Sequence[Record], summary: Summary, metric: str) -> Markup | None:
+def rounds_plot(
+    records: Sequence[Record], summary: Summary, look: Looks, metric: str
+) -> Markup | None:
     """Draw ``metric`` after each round, mean over seeds, with the band of the seeds.
 
     Dotted: what arms without rounds reach, over the merchants that the curves are over.
@@ -42,7 +44,6 @@ def rounds_plot(records: Sequence[Record], summary: Summary, metric: str) -> Mar
     if not curves:
         return None
     references = _references(records, summary, metric)
-    look = styles(in_order([*curves, *references]))
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -96,7 +97,7 @@ def _finish(axes: Axes, what: str, ends: Sequence[tuple[float, str, str]]) -> No
     label_lines(axes, ends, gap=0.062)
 
 
-def epsilon_plot(records: Sequence[Record]) -> Markup | None:
+def epsilon_plot(records: Sequence[Record], look: Looks) -> Markup | None:
     """Draw ε after each round: the merchant who spent most, with the band of all merchants."""
     curves = {}
     for arm, merchants in epsilons_of(records).items():
@@ -111,7 +112,6 @@ def epsilon_plot(records: Sequence[Record]) -> Markup | None:
     if not curves:
         return None
     arms = in_order(curves)
-    look = styles(arms)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -127,7 +127,7 @@ def epsilon_plot(records: Sequence[Record]) -> Markup | None:
     return draw("epsilon", "ε round by round", 3.0, paint)
 
 
-def merchant_epsilon_plot(records: Sequence[Record]) -> Markup | None:
+def merchant_epsilon_plot(records: Sequence[Record], look: Looks) -> Markup | None:
     """Draw ε at the end, for each merchant."""
     spent = {
         arm: {name: max(rounds.values()) for name, rounds in merchants.items()}
@@ -139,7 +139,6 @@ def merchant_epsilon_plot(records: Sequence[Record]) -> Markup | None:
     arms = in_order(spent)
     # The same request with another model spends the same: one column for both.
     arms = [a for a in arms if a.group != "numeric" or spent[a.name] != spent.get(_twin(a))]
-    look = styles(arms)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -174,12 +173,11 @@ def _twin(arm: Arm) -> str:
     return arm.name.replace("numeric-", "federated-")
 
 
-def traffic_plot(records: Sequence[Record]) -> Markup | None:
+def traffic_plot(records: Sequence[Record], look: Looks) -> Markup | None:
     """Draw bytes of a mean round, from and to all merchants."""
     rows = [t for t in traffic_of(records) if t.bytes_up is not None or t.bytes_down is not None]
     if not rows:
         return None
-    look = styles([row.arm for row in rows])
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()

@@ -26,7 +26,7 @@ from simulations.aggregate import (
     traffic_of,
 )
 from simulations.arm_labels import GROUPS, Arm, arm_named, in_order
-from simulations.plot_style import styles
+from simulations.plot_style import Looks, styles
 from simulations.plots_of_rounds import duration, size
 from simulations.records import KINDS, Record
 from simulations.run_folder import Merchant, RunFolder, RunInfo, write_whole
@@ -62,6 +62,7 @@ def write_report(run: RunFolder) -> Path:
     """
     records = run.records()
     summary = summarise(records)
+    looks = styles(in_order(r["arm"] for r in records if isinstance(r.get("arm"), str)))
     environment = Environment(
         loader=PackageLoader("simulations"),
         autoescape=True,
@@ -75,7 +76,8 @@ def write_report(run: RunFolder) -> Path:
     html = template.render(
         **_of_run(run, records, summary),
         **_of_results(run.info, records, summary),
-        plots=_plots(run.info, records, summary),
+        plots=_plots(run.info, records, summary, looks),
+        looks=looks,
     )
     path = run.path / REPORT
     write_whole(path, html)
@@ -102,12 +104,10 @@ def _of_run(run: RunFolder, records: Sequence[Record], summary: Summary) -> dict
 
 
 def _of_results(info: RunInfo, records: Sequence[Record], summary: Summary) -> dict[str, Any]:
-    arms = in_order(r["arm"] for r in records if isinstance(r.get("arm"), str))
     measured = {m: t for m, t in METRICS.items() if any(m in a.metrics for a in summary.arms)}
     shown = _merchant_arms(summary)
     return {
         "summary": summary,
-        "looks": styles(arms),
         "metrics": measured,
         "verdicts": verdicts(summary),
         "spent": list(_spent(records)),
@@ -120,20 +120,21 @@ def _of_results(info: RunInfo, records: Sequence[Record], summary: Summary) -> d
 
 
 def _plots(
-    info: RunInfo, records: Sequence[Record], summary: Summary
+    info: RunInfo, records: Sequence[Record], summary: Summary, looks: Looks
 ) -> Mapping[str, Markup | None]:
+    rounds = plots_of_rounds
     return {
-        "overview": plots.overview_plot(summary),
+        "overview": plots.overview_plot(summary, looks),
         "effects": plots.effects_plot(summary),
-        "scatter": plots.scatter_plot(summary),
-        "merchants": plots.merchants_plot(summary),
-        "calibration": plots.calibration_plot(records),
-        "rounds_auc": plots_of_rounds.rounds_plot(records, summary, "auc"),
-        "rounds_log_loss": plots_of_rounds.rounds_plot(records, summary, "log_loss"),
-        "epsilon": plots_of_rounds.epsilon_plot(records),
-        "merchant_epsilon": plots_of_rounds.merchant_epsilon_plot(records),
-        "traffic": plots_of_rounds.traffic_plot(records),
-        "stages": plots_of_rounds.stages_plot(info.timings),
+        "scatter": plots.scatter_plot(summary, looks),
+        "merchants": plots.merchants_plot(summary, looks),
+        "calibration": plots.calibration_plot(records, looks),
+        "rounds_auc": rounds.rounds_plot(records, summary, looks, "auc"),
+        "rounds_log_loss": rounds.rounds_plot(records, summary, looks, "log_loss"),
+        "epsilon": rounds.epsilon_plot(records, looks),
+        "merchant_epsilon": rounds.merchant_epsilon_plot(records, looks),
+        "traffic": rounds.traffic_plot(records, looks),
+        "stages": rounds.stages_plot(info.timings),
     }
 
 

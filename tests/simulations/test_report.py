@@ -293,3 +293,13 @@ def test_a_run_that_is_damaged_gives_no_report(made_up_run):
     with pytest.raises(ConfigError, match=r"metrics.jsonl: line 3: 'kind' is missing"):
         write_report(run)
     assert not (run.path / report.REPORT).exists()
+
+
+def test_a_budget_has_one_colour_everywhere(made_up_run):
+    # ε = 4 was scored but has no rounds: the curve of ε = 2 must not take its colour.
+    arms = ("local-only", "federated-eps8", "federated-eps4", "federated-eps2")
+    html = write_report(made_up_run(seeds=1, merchants=2, arms=arms)).read_text(encoding="utf-8")
+    labels = re.findall(r"<text[^>]*?var\((--\w+)\)[^>]*>(?:Federated, )?ε = 2</text>", html)
+    dots = re.findall(r"--c: var\((--\w+)\)\"></i>Federated, ε\s=\s2", html)
+    assert len(labels) >= 3
+    assert set(labels) - {"--ink"} == set(dots) == {"--purple"}
