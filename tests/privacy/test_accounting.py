@@ -111,13 +111,13 @@ def test_a_target_that_no_noise_keeps_is_refused():
 EVENTS = st.builds(
     event,
     st.one_of(st.floats(0.005, 1), st.just(1.0)),
-    st.floats(0.7, 15),
-    st.integers(1, 300),
+    st.floats(1.0, 15),
+    st.integers(1, 100),
 )
 
 
 @settings(max_examples=30)
-@given(st.lists(EVENTS, min_size=1, max_size=3), st.floats(-8, -3).map(lambda x: 10**x))
+@given(st.lists(EVENTS, min_size=1, max_size=2), st.floats(-8, -3).map(lambda x: 10**x))
 def test_any_plan_costs_what_another_library_says_and_no_less(plan, delta):
     reference = by_pld(plan, delta)
     assume(reference < 200)
@@ -189,7 +189,7 @@ def test_where_no_accountant_answers_the_plan_is_refused(noise):
 
 @pytest.mark.parametrize(
     ("plan", "delta"),
-    [((1, 1e-3, 1), 1e-5), ((0.5, 1e6, 1), 1e-5), ((0.1, 1.0, 10**7), 1e-5), ((0.5, 1, 1), 1e-320)],
+    [((1, 1e-3, 1), 1e-5), ((0.1, 1.0, 10**7), 1e-5), ((0.5, 1, 1), 1e-320)],
 )
 def test_extreme_plans_warn_of_nothing(plan, delta):
     with warnings.catch_warnings():
