@@ -1,10 +1,10 @@
 """Run a scenario: every arm on the same merchants, the same examples and the same split."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 
 from privacy.accounting import calibrate_noise
 from silotune.federation import Federation, Job, build_model
+from silotune.tables.silo_folder import SiloFolder
 from simulations.flower_engine import run_flower
 from simulations.inline_engine import run_inline
+from simulations.pool import SiloPool
 from simulations.preparation import (
     Merchants,
     make_silos,
@@ -41,42 +43,58 @@ class Comparison:
 
     def __init__(self, scenario: Scenario, run: RunFolder, data: Path, stages: Stages) -> None:
         self.scenario, self.folder, self.data_folder, self.stages = scenario, run, data, stages
-        self._timings: dict[str, float] = {}
+        self._timings: dict[str, float] = dict(run.info.timings)
         self._label = ""
 
     def run(self) -> None:
         """Run every seed. An arm whose scores are in the folder already is not run again."""
-        # One worker alone in this process: all cores for each product.
-        torch.set_num_threads(os.cpu_count() or 1)
+        # The work is in worker processes; this one must not take a processor from them.
+        torch.set_num_threads(1)
         with self._stage("data") as progress:
             silos = make_silos(self.scenario.data, self.data_folder, progress)
         for seed in range(self.scenario.seeds):
             self._label = f"seed {seed + 1}/{self.scenario.seeds} · " * (self.scenario.seeds > 1)
-            task = seeded_task(self.scenario, seed)
-            text = seeded_model(self.scenario, seed)
-            models = {"text": text, "numeric": replace(text, use_text=False)}
-            model = build_model(models, "text", task)
-            with self._stage("examples and frozen layers") as progress:
-                merchants = prepare_merchants(silos, self.scenario, task, model, progress)
-            if seed == 0:
-                self._describe(merchants)
-            state = self.folder.path / "state" / f"seed-{seed}"
-            repetition = Repetition(self.folder, self.scenario, seed, merchants, model, self._stage)
-            repetition.simple_methods()
-            repetition.without_federation()
-            federation = Federation(
-                task=task,
-                models=models,
-                jobs=self._jobs(),
-                silos=tuple(str(f.path.resolve()) for f in merchants.folders.values()),
-                state=str(state.resolve()),
-                delta=self.scenario.privacy.delta,
-                noise_seed=seed if self.scenario.privacy.noise == "seeded" else None,
-            )
-            self._federate(federation, state)
-            repetition.federated(federation)
+            self._repeat(seed, silos)
         self.folder.describe(timings=self._timings)
 
+    def _repeat(self, seed: int, silos: list[SiloFolder]) -> None:
+        federation = self._federation(seed, silos)
+        path = Path(federation.state) / "federation.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        federation.save(path)
+        with SiloPool(path, self.scenario.workers) as pool:
+            model = build_model(federation.models, "text", federation.task)
+            with self._stage("examples and frozen layers") as progress:
+                merchants = prepare_merchants(
+                    silos, self.scenario, federation.task, model, pool, progress
+                )
+            if seed == 0:
+                self._describe(merchants)
+            repetition = Repetition(
+                self.folder, self.scenario, seed, merchants, model, pool, self._stage
+            )
+            repetition.simple_methods()
+            repetition.without_federation()
+            taking_part = tuple(str(f.path.resolve()) for f in merchants.folders.values())
+            federation = replace(federation, silos=taking_part)
+            federation.save(path)
+            self._federate(federation, path)
+            repetition.federated(federation)
+
+    def _federation(self, seed: int, silos: list[SiloFolder]) -> Federation:
+        text = seeded_model(self.scenario, seed)
+        seeded = self.scenario.privacy.noise == "seeded"
+        return Federation(
+            task=seeded_task(self.scenario, seed),
+            models={"text": text, "numeric": replace(text, use_text=False)},
+            jobs=self._jobs,
+            silos=tuple(str(s.path.resolve()) for s in silos),
+            state=str((self.folder.path / "state" / f"seed-{seed}").resolve()),
+            delta=self.scenario.privacy.delta,
+            noise_seed=seed if seeded else None,
+        )
+
+    @cached_property
     def _jobs(self) -> tuple[Job, ...]:
         plain, private = self.scenario.federated, self.scenario.privacy
         ask: dict[str, float | str] = {
@@ -119,10 +137,7 @@ class Comparison:
                 )
         return tuple(jobs)
 
-    def _federate(self, federation: Federation, state: Path) -> None:
-        state.mkdir(parents=True, exist_ok=True)
-        path = state / "federation.json"
-        federation.save(path)
+    def _federate(self, federation: Federation, path: Path) -> None:
         nodes = len(federation.silos)
         total = nodes * sum(job.rounds for job in federation.jobs)
         with self._stage("federated rounds") as progress:

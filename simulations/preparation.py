@@ -10,6 +10,7 @@ from silotune.errors import ConfigError, DataError
 from silotune.models.text_model import ModelConfig, TextModel
 from silotune.tables.silo_folder import SiloFolder, list_silos
 from silotune.tasks.promotion_response import PromotionResponse
+from simulations.pool import SiloPool, prepare
 from simulations.scenario import DataSource, Scenario
 
 __all__ = ["Merchants", "make_silos", "prepare_merchants", "seeded_model", "seeded_task"]
@@ -87,6 +88,7 @@ def prepare_merchants(
     scenario: Scenario,
     task: PromotionResponse,
     model: TextModel,
+    pool: SiloPool,
     progress: Progress,
 ) -> Merchants:
     """Build, tokenise and cache the examples of every merchant; leave out those too small.
@@ -97,31 +99,30 @@ def prepare_merchants(
     folders: dict[str, SiloFolder] = {}
     data: dict[str, PreparedExamples] = {}
     excluded: dict[str, str] = {}
-    for index, silo in enumerate(silos):
+    for silo in silos:
+        _refuse_delta(silo, scenario)
+    pool.each([(prepare, (silo,)) for silo in silos], progress)
+    for silo in silos:
         name = silo.info.name
-        reason = _unfit(silo, scenario)
-        prepared = None if reason else load_or_prepare(silo, task, model)
-        if prepared is not None:
-            reason = _too_small(prepared, scenario.data.minimum_users)
-        if prepared is None or reason:
+        prepared = load_or_prepare(silo, task, model)
+        reason = _too_small(prepared, scenario.data.minimum_users)
+        if reason:
             excluded[name] = reason
         else:
             folders[name], data[name] = silo, prepared
-        progress(index + 1, len(silos))
     if not folders:
         reasons = "; ".join(f"{n}: {r}" for n, r in excluded.items())
         raise ConfigError(f"scenario '{scenario.name}': no merchant is left. {reasons}")
     return Merchants(folders=folders, data=data, excluded=excluded)
 
 
-def _unfit(silo: SiloFolder, scenario: Scenario) -> str:
+def _refuse_delta(silo: SiloFolder, scenario: Scenario) -> None:
     users, delta = silo.info.nominal_users, scenario.privacy.delta
     if scenario.privacy.epsilons and delta >= 1 / users:
         raise ConfigError(
             f"privacy.delta is {delta:g}; it must be below 1/users, {1 / users:g} at merchant "
             f"'{silo.info.name}'."
         )
-    return ""
 
 
 def _too_small(prepared: PreparedExamples, minimum: int) -> str:

@@ -48,4 +48,5 @@ class Stages:
                 progress.update(bar, completed=done, total=total, detail=detail)
 
             yield update
-            progress.update(bar, detail="")
+            total = progress.tasks[bar].total
+            progress.update(bar, completed=total, detail="")

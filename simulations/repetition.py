@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.prepared import PreparedExamples, load_or_prepare
 from privacy.accounting import GaussianEvent, epsilon_spent
 from privacy.ledger import Ledger
 from server.run_store import RunStore
@@ -18,8 +17,8 @@ from silotune.federation import Federation, Job, build_model
 from silotune.models.export import export_adapter
 from silotune.models.text_model import TextModel
 from silotune.tasks.metrics import calibration_bins, quality
-from simulations.arms import Scores, score_adapters, train_each, train_pooled
 from simulations.baselines import logistic, popularity
+from simulations.pool import SiloPool, score, train_alone, train_pooled
 from simulations.preparation import Merchants
 from simulations.run_folder import RunFolder
 from simulations.scenario import Scenario
@@ -29,7 +28,7 @@ __all__ = ["Repetition", "Stage"]
 Stage = Callable[[str], AbstractContextManager[Callable[..., None]]]
 """Opens a stage by its name; the inner call reports (done, total, detail)."""
 
-Data = Mapping[str, PreparedExamples]
+_Scores = Mapping[str, NDArray[np.floating]]
 
 
 class Repetition:
@@ -39,8 +38,9 @@ class Repetition:
         folder: where scores go, and which arms it already holds.
         scenario: training parameters.
         seed: of this repetition.
-        merchants: prepared examples.
+        merchants: those that take part.
         model: with text, its adapter at the start.
+        pool: worker processes.
         stage: opens a stage of the progress display.
     """
 
@@ -51,109 +51,98 @@ class Repetition:
         seed: int,
         merchants: Merchants,
         model: TextModel,
+        pool: SiloPool,
         stage: Stage,
     ) -> None:
-        self.folder, self.scenario, self.seed, self._stage = folder, scenario, seed, stage
+        self.folder, self.scenario, self.seed = folder, scenario, seed
         self.merchants, self.model = merchants, model
-        self.data, self.start_D = merchants.data, model.adapter()
+        self._pool, self._stage = pool, stage
+        self._start_D = model.adapter()
         done: dict[str, int] = {}
         for record in folder.records():
             if record["kind"] == "score" and record["seed"] == seed:
                 done[record["arm"]] = done.get(record["arm"], 0) + 1
-        self._done = {arm for arm, count in done.items() if count == len(self.data)}
+        self._done = {arm for arm, count in done.items() if count >= len(merchants.data)}
 
     def simple_methods(self) -> None:
         """Popularity, and logistic regression on the relation features."""
-        examples = [p.examples for p in self.data.values()]
+        data = self.merchants.data
+        examples = [p.examples for p in data.values()]
         with self._stage("simple methods") as progress:
-            self._record("popularity", dict(zip(self.data, map(popularity, examples), strict=True)))
+            self._record("popularity", dict(zip(data, map(popularity, examples), strict=True)))
             progress(1, 3)
             for arm, pooled in (("logistic-local", False), ("logistic-pooled", True)):
                 logits = logistic(examples, pooled=pooled)
-                self._record(arm, dict(zip(self.data, logits, strict=True)))
+                self._record(arm, dict(zip(data, logits, strict=True)))
                 progress(2 + pooled, 3)
 
     def without_federation(self) -> None:
         """Each merchant alone, and all pooled."""
         local = self.scenario.local
-        if "local-only" not in self._done:
-            with self._stage("each merchant alone") as progress:
-                adapters = train_each(
-                    self.model,
-                    self.data,
-                    self.start_D,
-                    local.optimizer,
-                    epochs=local.epochs,
-                    seed=self.seed,
-                    on_merchant=self._counter(progress),
-                )
-                self._score("local-only", adapters)
-        if "pooled" not in self._done:
-            with self._stage("all pooled") as progress:
-                adapter_D = train_pooled(
-                    self.model,
-                    self.data,
-                    self.start_D,
-                    local.optimizer,
-                    epochs=local.pooled_epochs,
-                    seed=self.seed,
-                    on_step=progress,
-                )
-                self._score("pooled", adapter_D)
+        folders = list(self.merchants.folders.values())
+        if {"local-only", "pooled"} <= self._done:
+            return
+        # The pooled arm first: it is the longest, and the others fill the time beside it.
+        pooled = (
+            train_pooled,
+            (
+                folders,
+                self._start_D,
+                replace(local.optimizer, learning_rate=local.pooled_rate),
+                local.pooled_epochs,
+                self.seed,
+            ),
+        )
+        with self._stage("each alone, and all pooled") as progress:
+            alone = [
+                (train_alone, (f, self._start_D, local.optimizer, local.epochs, self._order(i)))
+                for i, f in enumerate(folders)
+            ]
+            pooled_D, *logits = self._pool.each([pooled, *alone], progress)
+            self._record("local-only", self._named(logits))
+            self._record("pooled", self._scores("text", pooled_D, folders=self.merchants.folders))
 
     def federated(self, federation: Federation) -> None:
         """Quality of every job after its rounds, and with a local adapter on top."""
         numeric = build_model(federation.models, "numeric", federation.task)
-        numeric_data = {
-            name: load_or_prepare(folder, federation.task, numeric)
-            for name, folder in self.merchants.folders.items()
-        }
         for job in federation.jobs:
-            text = job.model == "text"
-            model, data = (self.model, self.data) if text else (numeric, numeric_data)
+            model = self.model if job.model == "text" else numeric
             store = RunStore(Path(federation.state) / "rounds" / job.name, model.layout.digest)
+            last_D = store.load(job.rounds - 1)
             if job.name not in self._done:
                 with self._stage(f"quality of {job.name}") as progress:
-                    self._curve(job, store, model, data, progress)
-                    last_D = store.load(job.rounds - 1)
-                    self._score(job.name, last_D, model, data)
-                    export_adapter(
-                        model,
-                        self.folder.path / "adapters" / f"{job.name}-seed{self.seed}",
-                        numeric_names=federation.task.numeric_names,
+                    self._curve(job, store, progress)
+                    self._record(
+                        job.name, self._scores(job.model, last_D, folders=self.merchants.folders)
                     )
                 if job.private is not None:
                     self._privacy(job, federation)
-            if text and f"{job.name}+local" not in self._done:
-                self._local_adapters(job, store)
+                model.load_adapter(last_D)
+                export_adapter(
+                    model,
+                    self.folder.path / "adapters" / f"{job.name}-seed{self.seed}",
+                    numeric_names=federation.task.numeric_names,
+                )
+            if job.model == "text" and f"{job.name}+local" not in self._done:
+                self._local_adapters(job, last_D)
 
-    def _local_adapters(self, job: Job, store: RunStore) -> None:
+    def _local_adapters(self, job: Job, last_D: Tensor) -> None:
         local = self.scenario.local
+        settings = replace(local.optimizer, learning_rate=local.after_rate)
         with self._stage(f"local adapters after {job.name}") as progress:
-            adapters = train_each(
-                self.model,
-                self.data,
-                store.load(job.rounds - 1),
-                replace(local.optimizer, learning_rate=local.after_rate),
-                epochs=local.after_epochs,
-                seed=self.seed,
-                on_merchant=self._counter(progress),
-            )
-            self._score(f"{job.name}+local", adapters)
+            calls = [
+                (train_alone, (f, last_D, settings, local.after_epochs, self._order(i)))
+                for i, f in enumerate(self.merchants.folders.values())
+            ]
+            self._record(f"{job.name}+local", self._named(self._pool.each(calls, progress)))
 
-    def _curve(
-        self,
-        job: Job,
-        store: RunStore,
-        model: TextModel,
-        data: Data,
-        progress: Callable[..., None],
-    ) -> None:
+    def _curve(self, job: Job, store: RunStore, progress: Callable[..., None]) -> None:
         # A fixed sample of merchants: the curve is for looking, the final table for judging.
-        some = dict(list(data.items())[:: max(1, len(data) // self.scenario.curve_merchants)])
+        names = list(self.merchants.folders)
+        names = names[:: max(1, len(names) // self.scenario.curve_merchants)]
+        folders = {n: self.merchants.folders[n] for n in names}
         for record in store.records():
-            round_ = record["round"]
-            scores = score_adapters(model, some, store.load(round_))
+            scores = self._scores(job.model, store.load(record["round"]), folders=folders)
             figures = [self._quality(name, s) for name, s in scores.items()]
             self.folder.append(
                 {
@@ -163,12 +152,13 @@ class Repetition:
                     **record,
                     "auc": float(np.mean([f["auc"] for f in figures])),
                     "log_loss": float(np.mean([f["log_loss"] for f in figures])),
+                    "merchants": names,
                 }
             )
-            progress(round_ + 1, job.rounds)
+            progress(record["round"] + 1, job.rounds)
 
     def _privacy(self, job: Job, federation: Federation) -> None:
-        for name in self.data:
+        for name in self.merchants.folders:
             ledger = Ledger(Path(federation.state) / "ledgers" / job.name / f"{name}.db")
             events = ledger.events()
             for index in range(len(events)):
@@ -184,28 +174,24 @@ class Repetition:
                     }
                 )
 
-    def _score(
-        self,
-        arm: str,
-        adapters: Tensor | Mapping[str, Tensor],
-        model: TextModel | None = None,
-        data: Data | None = None,
-    ) -> None:
-        scores = score_adapters(model or self.model, data or self.data, adapters)
-        self._record(arm, scores)
+    def _scores(self, model: str, adapter_D: Tensor, *, folders: Mapping[str, object]) -> _Scores:
+        calls = [(score, (folder, model, adapter_D)) for folder in folders.values()]
+        logits = self._pool.each(calls, lambda *_: None)
+        return dict(zip(folders, logits, strict=True))
 
-    def _record(self, arm: str, scores: Scores) -> None:
+    def _named(self, logits: list[NDArray[np.float32]]) -> _Scores:
+        return dict(zip(self.merchants.folders, logits, strict=True))
+
+    def _order(self, index: int) -> int:
+        return 1000 * self.seed + index
+
+    def _record(self, arm: str, scores: _Scores) -> None:
         if arm in self._done:
             return
         for name, logits in scores.items():
+            figures = self._quality(name, logits)
             self.folder.append(
-                {
-                    "kind": "score",
-                    "seed": self.seed,
-                    "arm": arm,
-                    "merchant": name,
-                    **self._quality(name, logits),
-                }
+                {"kind": "score", "seed": self.seed, "arm": arm, "merchant": name, **figures}
             )
         labels = np.concatenate([self._labels(name) for name in scores])
         bins = calibration_bins(labels, np.concatenate(list(scores.values())))
@@ -214,17 +200,13 @@ class Repetition:
         )
 
     def _quality(self, name: str, logits: NDArray[np.floating]) -> dict[str, float]:
-        examples = self.data[name].examples
+        examples = self.merchants.data[name].examples
         return quality(self._labels(name), logits, examples.visit_E[examples.test_E])
 
     def _labels(self, name: str) -> NDArray[np.float32]:
-        examples = self.data[name].examples
+        examples = self.merchants.data[name].examples
         labels: NDArray[np.float32] = examples.label_EK[examples.test_E, 0]
         return labels
-
-    def _counter(self, progress: Callable[..., None]) -> Callable[[str], None]:
-        names = list(self.data)
-        return lambda name: progress(names.index(name), len(names), name)
 
 
 @lru_cache(maxsize=4096)

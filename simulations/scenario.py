@@ -56,8 +56,10 @@ class LocalTraining:
     optimizer: PlainConfig = PlainConfig(learning_rate=0.05)
     epochs: float = 3
     """Passes of each merchant alone."""
-    pooled_epochs: float = 3
+    pooled_epochs: float = 4
     """Passes over all merchants' examples together."""
+    pooled_rate: float = 0.1
+    """Learning rate of that."""
     after_epochs: float = 1
     """Passes of the local adapter that follows a federated one."""
     after_rate: float = 0.01

@@ -66,6 +66,10 @@ def load_base(name: str, *, gguf_file: str | None = None) -> nn.Module:
 
     path = resolve_base(name)
     extra: dict[str, Any] = {"gguf_file": gguf_file} if gguf_file else {}
+    if not torch.cuda.is_available():
+        # The fused attention kernel for processors takes half of a training step on short
+        # masked texts; plain products are 1.9 times as fast over all (docs/log.md).
+        extra["attn_implementation"] = "eager"
     try:
         with _silent():
             model, found = AutoModel.from_pretrained(
@@ -181,8 +185,8 @@ def _silent() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     root = logging.getLogger("transformers")
     try:
         yield
@@ -190,4 +194,4 @@ def _silent() -> Iterator[None]:
         root.setLevel(level)
         hf_logging.set_verbosity(level)
         if bars:
-            hf_logging.enable_progress_bar()
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

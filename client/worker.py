@@ -1,0 +1,72 @@
+"""A process that serves the silos of a simulation, and keeps what it has loaded."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from client.prepared import PreparedExamples, load_or_prepare
+from client.silo import Budget, Silo
+from privacy.randomness import RandomSource, SecureSource, SeededSource
+from silotune.federation import Federation, Job, build_model, read_federation
+from silotune.models.text_model import TextModel
+from silotune.tables.silo_folder import SiloFolder
+
+__all__ = ["Worker", "worker_for"]
+
+
+@dataclass
+class Worker:
+    """What one process has loaded for a federation file; it loads nothing twice."""
+
+    federation: Federation
+    models: dict[str, TextModel] = field(default_factory=dict)
+    _data: dict[tuple[Path, str], PreparedExamples] = field(default_factory=dict)
+
+    def model(self, name: str) -> TextModel:
+        """Return model ``name``. Raises ConfigError when it is not configured."""
+        if name not in self.models:
+            self.models[name] = build_model(self.federation.models, name, self.federation.task)
+        return self.models[name]
+
+    def data(self, folder: SiloFolder, model: str) -> PreparedExamples:
+        """Return the prepared examples of the silo in ``folder`` for model ``model``."""
+        key = (folder.path, model)
+        if key not in self._data:
+            task = self.federation.task
+            self._data[key] = load_or_prepare(folder, task, self.model(model))
+        return self._data[key]
+
+    def silo(self, index: int, job: Job, round_: int) -> Silo:
+        """Return the silo that node ``index`` stands for, with its budget for ``job``."""
+        folder = SiloFolder.open(Path(self.federation.silos[index]))
+        name = folder.info.name
+        return Silo(
+            name,
+            self.data(folder, job.model),
+            nominal_users=folder.info.nominal_users,
+            ledger=Path(self.federation.state) / "ledgers" / job.name / f"{name}.db",
+            budget=Budget(
+                epsilon=job.epsilon,
+                delta=self.federation.delta,
+                allow_plain=job.plain is not None,
+            ),
+            source=self._source(index, round_),
+        )
+
+    def _source(self, index: int, round_: int) -> RandomSource:
+        seed = self.federation.noise_seed
+        return SecureSource() if seed is None else SeededSource((seed, index, round_))
+
+
+_workers: dict[Path, Worker] = {}
+
+
+def worker_for(federation: Path) -> Worker:
+    """Return this process's worker for a federation file, read once."""
+    path = federation.resolve()
+    if path not in _workers:
+        settings = read_federation(path)
+        torch.set_num_threads(settings.threads)
+        _workers[path] = Worker(settings)
+    return _workers[path]

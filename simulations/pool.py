@@ -1,0 +1,140 @@
+"""Worker processes for what needs no federation: preparing, training alone, scoring.
+
+One processor thread each: many small products gain little from threads, and lose much when
+another program takes one of the processors.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.trainer import PlainConfig, make_optimizer, train_plain
+from client.worker import Worker, worker_for
+from silotune.tables.silo_folder import SiloFolder
+
+__all__ = ["Logits", "SiloPool", "prepare", "score", "train_alone", "train_pooled"]
+
+Logits = NDArray[np.float32]
+"""On the test rows of one merchant, in their order."""
+
+_federation: Path | None = None
+
+
+class SiloPool:
+    """Runs this module's functions on the silos of a federation file, in ``workers`` processes."""
+
+    def __init__(self, federation: Path, workers: int) -> None:
+        self._executor = ProcessPoolExecutor(
+            workers,
+            # Spawned: a fork would copy torch's thread pool in an undefined state.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(federation,),
+        )
+
+    def __enter__(self) -> "SiloPool":
+        """Return itself; processes start with the first call."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Drop what has not begun and end the processes."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def each(
+        self,
+        calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
+        progress: Callable[[int, int], None],
+    ) -> list[Any]:
+        """Run ``calls``, (function, arguments) each, and return their results in order."""
+        futures = [self._executor.submit(_call, f, arguments) for f, arguments in calls]
+        try:
+            for done, future in enumerate(as_completed(futures)):
+                future.result()
+                progress(done + 1, len(futures))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        return [future.result() for future in futures]
+
+
+def _start(federation: Path) -> None:
+    global _federation
+    _federation = federation
+    torch.set_num_threads(1)
+    # Ctrl-C goes to the whole group; the parent ends its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    if _federation is None:
+        raise RuntimeError("the pool's worker was not started by the pool.")
+    return function(worker_for(_federation), *arguments)
+
+
+def prepare(worker: Worker, folder: SiloFolder) -> None:
+    """Make the examples of a silo, and store them and their prefix activations."""
+    worker.data(folder, "text")
+
+
+def train_alone(
+    worker: Worker,
+    folder: SiloFolder,
+    start_D: Tensor,
+    settings: PlainConfig,
+    epochs: float,
+    seed: int,
+) -> Logits:
+    """Train from ``start_D`` at one merchant, without privacy; return its test logits."""
+    model, data = worker.model("text"), worker.data(folder, "text")
+    model.load_adapter(start_D)
+    train_plain(model, data, settings, epochs=epochs, seed=seed)
+    return score(worker, folder, "text", model.adapter())
+
+
+def score(worker: Worker, folder: SiloFolder, model_name: str, adapter_D: Tensor) -> Logits:
+    """Return the test logits of one merchant under an adapter."""
+    model, data = worker.model(model_name), worker.data(folder, model_name)
+    model.load_adapter(adapter_D)
+    logits: Logits = data.scores(model, data.examples.rows(test=True))[:, 0]
+    return logits
+
+
+def train_pooled(
+    worker: Worker,
+    folders: Sequence[SiloFolder],
+    start_D: Tensor,
+    settings: PlainConfig,
+    epochs: float,
+    seed: int,
+) -> Tensor:
+    """Train on all merchants' examples together: the ceiling that nobody may have.
+
+    A step takes one batch of one merchant, merchants drawn by their number of examples.
+    """
+    generator = np.random.default_rng(seed)
+    model = worker.model("text")
+    silos = [worker.data(f, "text") for f in folders]
+    rows = [p.examples.rows(test=False) for p in silos]
+    share = np.array([len(r) for r in rows], dtype=float)
+    steps = max(1, round(epochs * share.sum() / settings.batch_size))
+    device = next(model.parameters()).device
+    model.load_adapter(start_D)
+    optimizer, schedule = make_optimizer(model, settings, steps)
+    for index in generator.choice(len(silos), size=steps, p=share / share.sum()):
+        size = min(settings.batch_size, len(rows[index]))
+        batch = silos[index].batch(generator.choice(rows[index], size, replace=False), device)
+        loss = nn.functional.binary_cross_entropy_with_logits(batch.logits(model), batch.label_EK)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        schedule.step()
+    return model.adapter()
