@@ -85,12 +85,18 @@ class PromotionResponse:
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
+        for field in ("first", "split", "last"):
+            if getattr(self, field).tzinfo is not None:
+                raise ConfigError(
+                    f"{field} is {getattr(self, field)}; leave out the zone: the tables are in UTC."
+                )
         if not self.first < self.split < self.last:
             raise ConfigError(
                 f"first, split, last are {self.first}, {self.split}, {self.last}; "
                 "they must follow one another."
             )
-        for field in ("category_level", "train_visits", "test_visits", "positives", "negatives"):
+        counts = ("category_level", "train_visits", "test_visits", "positives")
+        for field in (*counts, "negatives", "test_negatives"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
 

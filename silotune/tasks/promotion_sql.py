@@ -50,8 +50,12 @@ FROM promoted p JOIN offers o USING (category, start, "end");
 _VISITS = """
 CREATE OR REPLACE TEMP TABLE bought AS
 SELECT e.user_id, e.visit_id, e.time, e.item_id, c.category, c.family, c.brand, e.kind,
-       coalesce(e.quantity, 1) * (coalesce(e.price, 0) - coalesce(e.discount, 0)) AS paid,
-       CASE WHEN e.price > 0 THEN least(1, coalesce(e.discount, 0) / e.price) ELSE 0 END AS depth
+       -- Whole ten-thousandths and millionths. A sum of floats depends on how threads share out
+       -- the rows, and so on who else is there; a sum of whole numbers does not.
+       round(1e4 * least(1e9, coalesce(e.quantity, 1)
+           * (coalesce(e.price, 0) - coalesce(e.discount, 0))))::BIGINT AS paid,
+       round(1e6 * CASE WHEN e.price > 0 THEN least(1, coalesce(e.discount, 0) / e.price)
+           ELSE 0 END)::BIGINT AS depth
 FROM events e JOIN item_category c USING (item_id)
 WHERE e.kind IN ('purchase', 'redeem');
 
@@ -95,7 +99,7 @@ CREATE OR REPLACE TEMP TABLE relation AS
 SELECT s.row,
        count(DISTINCT b.visit_id) AS category_visits,
        date_diff('minute', max(b.time), any_value(s.time)) / 10080.0 AS weeks_since,
-       avg(b.depth) AS usual_depth,
+       sum(b.depth) / count(*) / 1e6 AS usual_depth,
        count(DISTINCT b.visit_id) FILTER (oi.item_id IS NOT NULL) AS item_visits,
        avg((b.brand = o.brand)::INT) AS brand_share
 FROM slates s
@@ -107,7 +111,7 @@ GROUP BY s.row;
 CREATE OR REPLACE TEMP TABLE visit_past AS
 SELECT v.user_id, v.visit_id,
        count(DISTINCT b.visit_id) AS past_visits,
-       coalesce(sum(b.paid) / count(DISTINCT b.visit_id), 0) AS spend,
+       coalesce(sum(b.paid) / count(DISTINCT b.visit_id) / 1e4, 0) AS spend,
        coalesce(avg((b.depth > 0)::INT), 0) AS deal_share,
        coalesce(avg((b.kind = 'redeem')::INT), 0) AS coupon_share
 FROM chosen v LEFT JOIN bought b ON b.user_id = v.user_id AND b.time < v.time
