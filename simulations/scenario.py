@@ -56,13 +56,13 @@ class LocalTraining:
     optimizer: PlainConfig = PlainConfig(learning_rate=0.05)
     epochs: float = 3
     """Passes of each merchant alone."""
-    pooled_epochs: float = 4
+    pooled_epochs: float = 2
     """Passes over all merchants' examples together."""
     pooled_rate: float = 0.1
     """Learning rate of that."""
     after_epochs: float = 1
     """Passes of the local adapter that follows a federated one."""
-    after_rate: float = 0.01
+    after_rate: float = 0.03
     """Learning rate of that local adapter."""
 
 
@@ -70,7 +70,7 @@ class LocalTraining:
 class FederatedTraining:
     """Federated rounds without noise."""
 
-    rounds: int = 5
+    rounds: int = 4
     epochs: float = 1
     """Passes over a merchant's examples in a round."""
     optimizer: PlainConfig = PlainConfig(learning_rate=0.1)
@@ -84,7 +84,7 @@ class PrivateTraining:
     """Budget per user over all rounds."""
     delta: float = 1e-4
     """Must be below one over every merchant's number of users."""
-    rounds: int = 5
+    rounds: int = 4
     steps: int = 4
     """DP-SGD steps of a merchant in a round."""
     sampling_rate: float = 0.25
@@ -137,7 +137,7 @@ class Scenario:
     """Flower's simulation engine on Ray, or everything in one process."""
     workers: int = 2
     """Worker processes of the Flower engine."""
-    curve_merchants: int = 8
+    curve_merchants: int = 4
     """Merchants on which quality per round is measured; the final table uses all."""
 
     def __post_init__(self) -> None:
