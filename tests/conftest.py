@@ -48,9 +48,9 @@ def small_federation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("silos") / "silos"
     generate(SyntheticConfig(merchants=3, users_per_merchant=40, weeks=20, seed=3), folder)
     task = PromotionResponse(
-        first=datetime(2024, 1, 22),
-        split=datetime(2024, 4, 15),
-        last=datetime(2024, 5, 20),
+        first=datetime.fromisoformat("2024-01-22"),
+        split=datetime.fromisoformat("2024-04-15"),
+        last=datetime.fromisoformat("2024-05-20"),
         category_level=2,
         train_visits=1,
         test_visits=1,
