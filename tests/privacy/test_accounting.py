@@ -111,8 +111,8 @@ def test_a_target_that_no_noise_keeps_is_refused():
 EVENTS = st.builds(
     event,
     st.one_of(st.floats(0.005, 1), st.just(1.0)),
-    st.floats(1.0, 15),
-    st.integers(1, 100),
+    st.floats(1.5, 15),
+    st.integers(1, 60),
 )
 
 
