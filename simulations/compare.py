@@ -20,6 +20,7 @@ from simulations.preparation import (
     Merchants,
     make_silos,
     prepare_merchants,
+    refuse_delta,
     seeded_model,
     seeded_task,
 )
@@ -52,6 +53,8 @@ class Comparison:
         torch.set_num_threads(1)
         with self._stage("data") as progress:
             silos = make_silos(self.scenario.data, self.data_folder, progress)
+        for silo in silos:
+            refuse_delta(silo, self.scenario)
         for seed in range(self.scenario.seeds):
             self._label = f"seed {seed + 1}/{self.scenario.seeds} · " * (self.scenario.seeds > 1)
             self._repeat(seed, silos)

@@ -13,7 +13,14 @@ from silotune.tasks.promotion_response import PromotionResponse
 from simulations.pool import SiloPool, prepare
 from simulations.scenario import DataSource, Scenario
 
-__all__ = ["Merchants", "make_silos", "prepare_merchants", "seeded_model", "seeded_task"]
+__all__ = [
+    "Merchants",
+    "make_silos",
+    "prepare_merchants",
+    "refuse_delta",
+    "seeded_model",
+    "seeded_task",
+]
 
 Progress = Callable[[int, int], None]
 
@@ -94,13 +101,11 @@ def prepare_merchants(
     """Build, tokenise and cache the examples of every merchant; leave out those too small.
 
     Raises:
-        ConfigError: no merchant is left, or δ is not below one over a merchant's users.
+        ConfigError: no merchant is left.
     """
     folders: dict[str, SiloFolder] = {}
     data: dict[str, PreparedExamples] = {}
     excluded: dict[str, str] = {}
-    for silo in silos:
-        _refuse_delta(silo, scenario)
     pool.each([(prepare, (silo,)) for silo in silos], progress)
     for silo in silos:
         name = silo.info.name
@@ -116,7 +121,8 @@ def prepare_merchants(
     return Merchants(folders=folders, data=data, excluded=excluded)
 
 
-def _refuse_delta(silo: SiloFolder, scenario: Scenario) -> None:
+def refuse_delta(silo: SiloFolder, scenario: Scenario) -> None:
+    """Raise ConfigError unless δ is below one over the merchant's declared users."""
     users, delta = silo.info.nominal_users, scenario.privacy.delta
     if scenario.privacy.epsilons and delta >= 1 / users:
         raise ConfigError(
