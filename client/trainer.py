@@ -135,21 +135,24 @@ def train_private(
         source: of sampling and noise; cryptographic in a real run.
     """
     rows_U = _rows_by_user(data)
-    gradients = UserGradients(model)
     adapter_D = model.adapter()
-    for _ in range(steps):
-        chosen = poisson_users(len(rows_U), settings.sampling_rate, source)
-        sample = [cap_examples(rows_U[u], settings.examples_per_user, source) for u in chosen]
-        step_D = noisy_mean(
-            _user_gradients(model, gradients, data, sample),
-            model.layout.size,
-            settings,
-            nominal_users,
-            source,
-        )
-        adapter_D = adapter_D - learning_rate * step_D
-        model.load_adapter(adapter_D)
-    gradients.remove()
+    gradients = UserGradients(model)
+    try:
+        for _ in range(steps):
+            chosen = poisson_users(len(rows_U), settings.sampling_rate, source)
+            sample = [cap_examples(rows_U[u], settings.examples_per_user, source) for u in chosen]
+            step_D = noisy_mean(
+                _user_gradients(model, gradients, data, sample),
+                model.layout.size,
+                settings,
+                nominal_users,
+                source,
+            )
+            adapter_D = adapter_D - learning_rate * step_D
+            model.load_adapter(adapter_D)
+    finally:
+        # The worker keeps its model: a failed round must not leave it collecting.
+        gradients.remove()
 
 
 def _rows_by_user(data: PreparedExamples) -> list[NDArray[np.int64]]:

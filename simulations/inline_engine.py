@@ -47,9 +47,22 @@ class InlineGrid(Grid):
     def run(self) -> None:  # type: ignore[override]
         """There is no run object."""
 
-    def create_message(self, *args: object, **kwargs: object) -> Message:
-        """Not offered: build messages with `flwr.app.Message`."""
-        raise NotImplementedError
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message to a node."""
+        return Message(
+            content,
+            dst_node_id=dst_node_id,
+            message_type=message_type,
+            group_id=group_id,
+            ttl=ttl,
+        )
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the node ids."""
