@@ -8,6 +8,8 @@ examples one after another.
 
 import hashlib
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -130,28 +132,37 @@ def load_or_prepare(silo: SiloFolder, task: Task, model: TextModel) -> PreparedE
     what = (task, tables, model.base_digest, model.cfg.max_tokens, model.cfg.pooling)
     cache = silo.path / "cache"
     path = cache / f"examples-{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}.npz"
-    if not path.exists():
+    prepared = _load(path)
+    if prepared is None:
         fresh = prepare(task.build(silo), model, cache)
         _save(path, fresh)
         return _without_texts(fresh)
-    with np.load(path) as saved:
-        examples = Examples(
-            text=[""] * len(saved["user_E"]),
-            context=[],
-            numeric_EF=saved["numeric_EF"],
-            label_EK=saved["label_EK"],
-            user_E=saved["user_E"],
-            visit_E=saved["visit_E"],
-            group=saved["group"].tolist(),
-            test_E=saved["test_E"],
-        )
-        ids_N = torch.from_numpy(saved["ids_N"]) if len(saved["ids_N"]) else None
-        prepared = PreparedExamples(
-            examples, ids_N, saved["start_E"], saved["length_E"], saved["pooled_E"], None
-        )
-    if ids_N is None or model.prefix_depth == 0:
+    if prepared.ids_N is None or model.prefix_depth == 0:
         return prepared
     return replace(prepared, stored_NH=_stored(prepared, model, cache))
+
+
+def _load(path: Path) -> PreparedExamples | None:
+    """Return what `_save` wrote; None where it is not there or not whole."""
+    try:
+        with path.open("rb") as file, np.load(file) as saved:
+            arrays = {name: saved[name] for name in saved.files}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+        return None
+    examples = Examples(
+        text=[""] * len(arrays["user_E"]),
+        context=[],
+        numeric_EF=arrays["numeric_EF"],
+        label_EK=arrays["label_EK"],
+        user_E=arrays["user_E"],
+        visit_E=arrays["visit_E"],
+        group=arrays["group"].tolist(),
+        test_E=arrays["test_E"],
+    )
+    ids_N = torch.from_numpy(arrays["ids_N"]) if len(arrays["ids_N"]) else None
+    return PreparedExamples(
+        examples, ids_N, arrays["start_E"], arrays["length_E"], arrays["pooled_E"], None
+    )
 
 
 def _without_texts(prepared: PreparedExamples) -> PreparedExamples:
@@ -206,7 +217,9 @@ def _stored(prepared: PreparedExamples, model: TextModel, cache: Path | None) ->
     if cache is None:
         return _run_prefix(prepared, model, torch.empty(shape, dtype=model.precision))
     path = cache / f"prefix-{_key(prepared, model)}.bin"
-    if not path.exists():
+    size = shape[0] * shape[1] * model.precision.itemsize
+    # Another size is a file cut short after it was renamed: a full disk, a copied folder.
+    if not path.exists() or path.stat().st_size != size:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Written under another name and renamed: a file that is there is whole.
         part = path.with_suffix(f".{os.getpid()}.part")
