@@ -13,6 +13,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
+from silotune.errors import PrivacyError
+
 __all__ = ["RandomSource", "SecureSource", "SeededSource"]
 
 
@@ -32,6 +34,15 @@ class RandomSource(Protocol):
         """Return ``count`` independent draws from the standard normal."""
         ...
 
+    def integers(self, count: int, below: int) -> NDArray[np.int64]:
+        """Return ``count`` independent draws, each of 0 to ``below`` - 1 exactly as likely.
+
+        Args:
+            count: how many.
+            below: 1 to 2**62.
+        """
+        ...
+
 
 class SecureSource:
     """ChaCha20 keyed by the operating system; the key is never stored and never repeated."""
@@ -49,11 +60,7 @@ class SecureSource:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Return ``count`` independent draws from [0, 1) on the grid of 2**-53."""
-        # A forked process starts with a copy of the stream: two releases with the same noise
-        # would differ by the data alone.
-        if os.getpid() != self._process:
-            self._draw_key()
-        bits = np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
+        bits = self._words(count)
         grid: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return grid
 
@@ -64,6 +71,27 @@ class SecureSource:
         radius, angle = np.sqrt(-2 * np.log1p(-u[0])), 2 * np.pi * u[1]
         four: NDArray[np.float64] = (radius * (np.cos(angle) + np.sin(angle))).sum(axis=0)
         return four / 2
+
+    def integers(self, count: int, below: int) -> NDArray[np.int64]:
+        """Return ``count`` independent draws, each of 0 to ``below`` - 1 exactly as likely."""
+        _check_range(below)
+        # Words of the last, incomplete run of `below` would favour small numbers.
+        surplus = 2**64 % below
+        drawn = self._words(count)
+        if surplus:
+            limit = np.uint64(2**64 - surplus)
+            drawn = drawn[drawn < limit]
+            while drawn.size < count:
+                more = self._words(count - drawn.size)
+                drawn = np.concatenate([drawn, more[more < limit]])
+        return (drawn % np.uint64(below)).astype(np.int64)
+
+    def _words(self, count: int) -> NDArray[np.uint64]:
+        # A forked process starts with a copy of the stream: two releases with the same noise
+        # would differ by the data alone.
+        if os.getpid() != self._process:
+            self._draw_key()
+        return np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
 
 
 class SeededSource:
@@ -81,3 +109,13 @@ class SeededSource:
     def gaussian(self, count: int) -> NDArray[np.float64]:
         """Return ``count`` independent draws from the standard normal."""
         return self._generator.standard_normal(count)
+
+    def integers(self, count: int, below: int) -> NDArray[np.int64]:
+        """Return ``count`` independent draws from 0 to ``below`` - 1."""
+        _check_range(below)
+        return self._generator.integers(0, below, count, dtype=np.int64)
+
+
+def _check_range(below: int) -> None:
+    if not 1 <= below <= 2**62:
+        raise PrivacyError(f"integers below {below} cannot be drawn: the range is 1 to 2**62.")

@@ -6,6 +6,7 @@ from scipy import stats
 
 from privacy import randomness
 from privacy.randomness import SecureSource, SeededSource
+from silotune.errors import PrivacyError
 
 SOURCES = {"secure": SecureSource, "seeded": lambda: SeededSource(1)}
 # The secure source cannot be seeded: every bound leaves a chance below 1e-6 to a right stream.
@@ -142,3 +143,61 @@ def test_only_a_seeded_source_repeats_and_it_says_that_it_is_not_private():
 
 def test_no_draw_is_asked_for_and_none_comes(source):
     assert source.uniform(0).shape == source.gaussian(0).shape == (0,)
+
+
+@pytest.mark.parametrize("below", [1, 2, 3, 7, 64, 1000])
+def test_integers_are_even_over_their_whole_range_and_nothing_else(source, below):
+    draws = source.integers(100_000, below)
+    assert draws.dtype == np.int64
+    assert draws.min() >= 0
+    assert draws.max() < below
+    if below > 1:
+        assert stats.chisquare(np.bincount(draws, minlength=below)).pvalue > CHANCE
+
+
+@pytest.mark.parametrize("below", [3 * 2**60, 2**62])
+def test_integers_of_a_range_that_does_not_divide_the_words_favour_no_part(source, below):
+    # Words taken modulo 3 × 2**60 without rejection: 6/16 of them below a third of the range.
+    low = int((source.integers(100_000, below) < below // 3).sum())
+    assert stats.binomtest(low, 100_000, (below // 3) / below).pvalue > CHANCE
+
+
+def test_integers_above_the_last_whole_run_are_drawn_again(monkeypatch):
+    words = np.array([2**64 - 1, 5, 2**64 - 2, 7], dtype=np.uint64)
+
+    class Given:
+        at = 0
+
+        def update(self, data):
+            taken = words[self.at : self.at + len(data) // 8]
+            self.at += taken.size
+            return taken.tobytes()
+
+    source = SecureSource()
+    monkeypatch.setattr(source, "_stream", Given())
+    # 2**64 - 1 is a multiple of 3: that word alone is surplus.
+    assert source.integers(3, 3).tolist() == [2, (2**64 - 2) % 3, 1]
+
+
+def test_a_forked_process_does_not_repeat_the_integers_of_its_parent():
+    source = SecureSource()
+    source.integers(3, 2**62)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, source.integers(100, 2**62).tobytes())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        theirs = np.frombuffer(pipe.read(), np.int64)
+    assert theirs.size == 100
+    assert not np.intersect1d(theirs, source.integers(100, 2**62)).size
+
+
+@pytest.mark.parametrize("below", [0, -1, 2**62 + 1])
+def test_a_range_that_cannot_be_drawn_exactly_is_refused(source, below):
+    with pytest.raises(PrivacyError, match="2\\*\\*62"):
+        source.integers(1, below)
