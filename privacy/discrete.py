@@ -26,7 +26,8 @@ sampling. Over n numbers in all releases, (ε, δ) of the continuous mechanism b
 noise is made large enough that sqrt(S² - 4) is at least the nominal deviation, so the nominal
 noise multiplier may be accounted as it is.
 
-Not covered: the time a draw takes depends on the noise drawn (not on the data).
+Not covered: the time a draw takes depends on the noise drawn (not on the data). Assumed: a user's
+vector depends on that user alone; batched float kernels may keep that up to rounding only.
 
 Shape suffixes: U users, D numbers in one vector.
 """

@@ -92,6 +92,15 @@ def test_rounding_cannot_lift_a_user_above_the_clip_norm(silent):
         assert scale < 1 or out.norm() > 0.7
 
 
+@pytest.mark.parametrize("grid", [None, 2.0**-4])
+def test_a_user_within_the_clip_is_moved_by_half_a_step_at_most(silent, grid):
+    grads = torch.randn(1, 16, generator=torch.Generator().manual_seed(4)).double() / 8
+    plan = discrete_plan(16, clip_norm=1.0, noise_multiplier=1.0, grid=grid)
+    how = {"clip_norm": 1.0, "noise_multiplier": 1.0, "source": None, "grid": grid}
+    moved = discrete_noisy_sum([grads], 16, **how) - grads[0]
+    assert plan.step / 4 < moved.abs().max() <= plan.step / 2
+
+
 def test_integers_above_the_bound_are_dropped_even_if_clipping_fails(silent, monkeypatch):
     monkeypatch.setattr("privacy.dp_sgd.clip_user_gradients", lambda rows, clip: rows.double())
     how = {"clip_norm": 1.0, "noise_multiplier": 1.0, "source": None}
@@ -129,12 +138,10 @@ def test_the_gaps_of_floating_point_give_nothing_away():
     assert stats.chi2_contingency(np.array(seen)).pvalue > CHANCE
 
 
-@pytest.mark.parametrize(
-    ("claimed", "accepted"), [(1.0, True), (0.97, False), (1.03, False), (0.5, False), (2, False)]
-)
+@pytest.mark.parametrize(("claimed", "accepted"), [(1.0, True), (0.97, False), (1.03, False)])
 @pytest.mark.parametrize("users", [0, 5])
 def test_noise_has_the_claimed_std_whatever_the_cohort_is(source, users, claimed, accepted):
-    size = 30_000
+    size = 80_000
     how = {"clip_norm": 0.5, "noise_multiplier": 2.0}
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(1, size, generator=generator) for _ in range(users)]
@@ -178,12 +185,14 @@ def test_a_user_with_a_nan_is_as_if_absent(silent):
     torch.testing.assert_close(found, torch.tensor([0.3, 0.3]).double(), atol=1e-3, rtol=0)
 
 
-def test_grouping_and_order_of_users_change_no_bit(silent):
-    grads = torch.randn(40, 30, generator=torch.Generator().manual_seed(1)) * 1e3
+@pytest.mark.parametrize("size", [30, 40_000])
+def test_grouping_and_order_of_users_change_no_bit(silent, size):
+    grads = torch.randn(23, size, generator=torch.Generator().manual_seed(1)) * 1e3
     how = {"clip_norm": 0.7, "noise_multiplier": 2.0, "source": None}
-    whole = discrete_noisy_sum([grads], 30, **how)
+    whole = discrete_noisy_sum([grads], size, **how)
     turned = grads.flip(0)
-    assert torch.equal(whole, discrete_noisy_sum(turned.split(7), 30, **how))
+    assert torch.equal(whole, discrete_noisy_sum(turned.split(7), size, **how))
+    assert torch.equal(whole, discrete_noisy_sum(turned.split(1), size, **how))
 
 
 def test_many_rows_are_rounded_a_chunk_at_a_time(silent, monkeypatch):
