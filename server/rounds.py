@@ -59,7 +59,10 @@ def run_job(
         MessageError: fewer valid updates than the quorum arrived before the deadline.
     """
     start = store.next_round()
-    adapter_D = model.adapter() if start == 0 else store.load(start - 1)
+    first_D = model.adapter()
+    adapter_D = first_D if start == 0 else store.load(start - 1)
+    # Momentum needs no state of its own: the last movement is in the store.
+    before_D = store.load(start - 2) if start > 1 else first_D
     nodes = _wait_for_nodes(grid, options)
     for round_ in range(start, job.rounds):
         began = time.monotonic()
@@ -79,7 +82,8 @@ def run_job(
                 f"{job.name}, round {round_}: {mean.count} of {len(nodes)} updates arrived, the "
                 f"quorum is {options.quorum:.0%}. Failures: {reasons}."
             )
-        adapter_D = adapter_D + mean.value()
+        moved_D = mean.value() + job.server_momentum * (adapter_D - before_D)
+        before_D, adapter_D = adapter_D, adapter_D + moved_D
         size = 4 * adapter_D.numel() + _HEADER_BYTES
         store.save(
             round_,

@@ -134,6 +134,7 @@ class Comparison:
                         name=f"{prefix}-eps{epsilon:g}",
                         model=model,
                         rounds=private.rounds,
+                        server_momentum=private.server_momentum,
                         private=request,
                         epsilon=epsilon,
                     )

@@ -97,12 +97,29 @@ def train_alone(
     settings: PlainConfig,
     epochs: float,
     seed: int,
-) -> Logits:
-    """Train from ``start_D`` at one merchant, without privacy; return its test logits."""
+    own_D: Tensor | None = None,
+    own_share: float = 0.0,
+) -> tuple[Tensor, Logits]:
+    """Train at one merchant, without privacy; return the adapter and its test logits.
+
+    Args:
+        worker: of this process.
+        folder: of the merchant.
+        start_D: adapter to start from.
+        settings: optimiser.
+        epochs: passes over the merchant's examples.
+        seed: order of the examples.
+        own_D: adapter that the merchant trained alone.
+        own_share: its share in the result. With A frozen, a mean of adapters is the adapter of
+            the mean, B·A and head alike.
+    """
     model, data = worker.model("text"), worker.data(folder, "text")
     model.load_adapter(start_D)
     train_plain(model, data, settings, epochs=epochs, seed=seed)
-    return score(worker, folder, "text", model.adapter())
+    adapter_D = model.adapter()
+    if own_D is not None:
+        adapter_D = (1 - own_share) * adapter_D + own_share * own_D
+    return adapter_D, score(worker, folder, "text", adapter_D)
 
 
 def score(worker: Worker, folder: SiloFolder, model_name: str, adapter_D: Tensor) -> Logits:

@@ -1,13 +1,15 @@
 """One repetition of a comparison: its arms, from simple methods to local adapters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from privacy.accounting import GaussianEvent, epsilon_spent
@@ -28,6 +30,7 @@ __all__ = ["Repetition", "Stage"]
 Stage = Callable[[str], AbstractContextManager[Callable[..., None]]]
 """Opens a stage by its name; the inner call reports (done, total, detail)."""
 
+_T = TypeVar("_T")
 _Scores = Mapping[str, NDArray[np.floating]]
 
 
@@ -80,7 +83,7 @@ class Repetition:
         """Each merchant alone, and all pooled."""
         local = self.scenario.local
         folders = list(self.merchants.folders.values())
-        if {"local-only", "pooled"} <= self._done:
+        if {"local-only", "pooled"} <= self._done and self._own_path.exists():
             return
         # The pooled arm first: it is the longest, and the others fill the time beside it.
         pooled = (
@@ -98,8 +101,14 @@ class Repetition:
                 (train_alone, (f, self._start_D, local.optimizer, local.epochs, self._order(i)))
                 for i, f in enumerate(folders)
             ]
-            pooled_D, *logits = self._pool.each([pooled, *alone], progress)
-            self._record("local-only", self._named(logits))
+            pooled_D, *results = self._pool.each([pooled, *alone], progress)
+            own = self._named([adapter_D for adapter_D, _ in results])
+            # Before the scores: where they are, the adapters are.
+            self._own_path.parent.mkdir(parents=True, exist_ok=True)
+            part = self._own_path.with_suffix(".part")
+            save_file(own, part)
+            part.replace(self._own_path)
+            self._record("local-only", self._named([logits for _, logits in results]))
             self._record("pooled", self._scores("text", pooled_D, folders=self.merchants.folders))
 
     def federated(self, federation: Federation) -> None:
@@ -129,12 +138,25 @@ class Repetition:
     def _local_adapters(self, job: Job, last_D: Tensor) -> None:
         local = self.scenario.local
         settings = replace(local.optimizer, learning_rate=local.after_rate)
+        own = load_file(self._own_path)
         with self._stage(f"local adapters after {job.name}") as progress:
             calls = [
-                (train_alone, (f, last_D, settings, local.after_epochs, self._order(i)))
-                for i, f in enumerate(self.merchants.folders.values())
+                (
+                    train_alone,
+                    (
+                        folder,
+                        last_D,
+                        settings,
+                        local.after_epochs,
+                        self._order(i),
+                        own[name],
+                        local.own_share,
+                    ),
+                )
+                for i, (name, folder) in enumerate(self.merchants.folders.items())
             ]
-            self._record(f"{job.name}+local", self._named(self._pool.each(calls, progress)))
+            results = self._pool.each(calls, progress)
+            self._record(f"{job.name}+local", self._named([logits for _, logits in results]))
 
     def _curve(self, job: Job, store: RunStore, progress: Callable[..., None]) -> None:
         # A fixed sample of merchants: the curve is for looking, the final table for judging.
@@ -179,8 +201,12 @@ class Repetition:
         logits = self._pool.each(calls, lambda *_: None)
         return dict(zip(folders, logits, strict=True))
 
-    def _named(self, logits: list[NDArray[np.float32]]) -> _Scores:
-        return dict(zip(self.merchants.folders, logits, strict=True))
+    def _named(self, values: Sequence[_T]) -> dict[str, _T]:
+        return dict(zip(self.merchants.folders, values, strict=True))
+
+    @property
+    def _own_path(self) -> Path:
+        return self.folder.path / "state" / f"seed-{self.seed}" / "alone.safetensors"
 
     def _order(self, index: int) -> int:
         return 1000 * self.seed + index

@@ -62,8 +62,16 @@ class LocalTraining:
     """Learning rate of that."""
     after_epochs: float = 1
     """Passes of the local adapter that follows a federated one."""
-    after_rate: float = 0.03
+    after_rate: float = 0.04
     """Learning rate of that local adapter."""
+    own_share: float = 0.2
+    """Share of the merchant's own adapter in it, the rest from the federation (interpolation
+    of Mansour et al. 2020, arXiv:2002.10619): under much noise it holds the merchant's own."""
+
+    def __post_init__(self) -> None:
+        """Check ranges. Raises ConfigError."""
+        if not 0 <= self.own_share <= 1:
+            raise ConfigError(f"own_share is {self.own_share}; it must be in [0, 1].")
 
 
 @config
@@ -89,9 +97,11 @@ class PrivateTraining:
     """DP-SGD steps of a merchant in a round."""
     sampling_rate: float = 0.25
     clip_norm: float = 4.0
-    learning_rate: float = 1.0
+    learning_rate: float = 0.5
+    """Of plain SGD on the noised mean, in a silo."""
+    server_momentum: float = 0.5
     examples_per_user: int = 8
-    numeric_learning_rate: float = 1.0
+    numeric_learning_rate: float = 0.5
     """Learning rate of the model without text."""
     noise: Literal["secure", "seeded"] = "secure"
     """Seeded noise repeats a run exactly, and is marked as not private everywhere."""
@@ -107,6 +117,10 @@ class PrivateTraining:
             raise ConfigError(f"delta is {self.delta}; it must be above 0 and below 1/users.")
         if not 0 < self.sampling_rate <= 1:
             raise ConfigError(f"sampling_rate is {self.sampling_rate}; it must be in (0, 1].")
+        if not 0 <= self.server_momentum < 1:
+            raise ConfigError(
+                f"server_momentum is {self.server_momentum}; it must be at least 0 and below 1."
+            )
         for field in (
             "rounds",
             "steps",

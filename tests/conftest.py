@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -7,6 +8,10 @@ from hypothesis import settings
 
 settings.register_profile("silotune", deadline=None, derandomize=True)
 settings.load_profile("silotune")
+
+# A shell starts background jobs with Ctrl-C ignored, and every program started by a test would
+# inherit that: the tests of an interrupted run would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

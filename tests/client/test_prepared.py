@@ -1,3 +1,5 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,21 @@ from silotune.federation import build_model, read_federation
 from silotune.tables.silo_folder import SiloFolder
 
 
-@pytest.fixture
-def prepared(small_federation, tmp_path):
-    """A model, its task, a copy of a silo, and a function that prepares it."""
-    import shutil
+@pytest.fixture(scope="module")
+def built(small_federation, tmp_path_factory):
+    """A silo folder, a task of few examples, and its model."""
+    federation = read_federation(small_federation(tmp_path_factory.mktemp("prepared"), "plain"))
+    task = replace(federation.task, positives=1, negatives=1, test_negatives=1)
+    return federation.silos[0], task, build_model(federation.models, "text", task)
 
-    federation = read_federation(small_federation(tmp_path, "plain"))
-    shutil.copytree(federation.silos[0], tmp_path / "silo", ignore=shutil.ignore_patterns("cache"))
-    model = build_model(federation.models, "text", federation.task)
-    silo = SiloFolder.open(tmp_path / "silo")
-    return model, lambda: load_or_prepare(silo, federation.task, model), tmp_path / "silo/cache"
+
+@pytest.fixture
+def prepared(built, tmp_path):
+    """A function that prepares a copy of a silo, and the folder of its cache."""
+    silo, task, model = built
+    shutil.copytree(silo, tmp_path / "silo", ignore=shutil.ignore_patterns("cache"))
+    folder = SiloFolder.open(tmp_path / "silo")
+    return lambda: load_or_prepare(folder, task, model), tmp_path / "silo/cache"
 
 
 def _same(first, second):
@@ -32,7 +39,7 @@ def _same(first, second):
 
 
 def test_the_second_time_nothing_is_tokenised_and_no_layer_is_run(prepared, monkeypatch):
-    _, load, _ = prepared
+    load, _ = prepared
     first = load()
     monkeypatch.setattr(client.prepared, "_tokenise", lambda *_: pytest.fail("tokenised again"))
     monkeypatch.setattr(client.prepared, "_run_prefix", lambda *_: pytest.fail("run again"))
@@ -42,7 +49,7 @@ def test_the_second_time_nothing_is_tokenised_and_no_layer_is_run(prepared, monk
 @pytest.mark.parametrize("which", ["examples-*.npz", "prefix-*.bin"])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
 def test_a_cache_file_cut_short_is_made_again(prepared, which, keep):
-    _, load, cache = prepared
+    load, cache = prepared
     first = load()
     whole = first.stored_NH.clone()
     (path,) = cache.glob(which)
@@ -55,7 +62,7 @@ def test_a_cache_file_cut_short_is_made_again(prepared, which, keep):
 
 
 def test_the_cache_is_of_the_silo_and_closed_to_others(prepared):
-    _, load, cache = prepared
+    load, cache = prepared
     load()
     assert cache.stat().st_mode & 0o777 == 0o700
     assert Path(cache).parent.name == "silo"

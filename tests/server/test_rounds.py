@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from flwr.app import RecordDict
@@ -88,3 +90,23 @@ def test_a_message_is_built_for_every_node_once(small_federation, tmp_path):
     grid.push_messages = lambda m: push([seen.append(x.metadata.dst_node_id) or x for x in m])
     run_job(grid, job, model, store, RoundOptions(nodes=3))
     assert seen == [1, 2, 3, 1, 2, 3]
+
+
+def test_momentum_keeps_its_share_of_the_last_movement_over_a_restart(small_federation, tmp_path):
+    def after(rounds, momentum, folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        grid, job, model, store = _start(small_federation, tmp_path / folder)
+        start = model.adapter()
+        for count in rounds:
+            job = replace(job, rounds=count, server_momentum=momentum)
+            run_job(grid, job, model, store, RoundOptions(nodes=3))
+        return [start, *(store.load(r) for r in range(rounds[-1]))]
+
+    plain, kept = after([1], 0.0, "plain"), after([1, 3], 0.5, "kept")
+    torch.testing.assert_close(kept[1], plain[1])
+    # Every update is what the merchants answer to the adapter that they were sent.
+    whole = after([3], 0.5, "whole")
+    for one, other in zip(kept, whole, strict=True):
+        torch.testing.assert_close(one, other)
+    without = after([2], 0.0, "without")
+    torch.testing.assert_close(kept[2] - without[2], 0.5 * (kept[1] - kept[0]))
