@@ -3,6 +3,7 @@
 Shape suffixes: E examples, U users, D parameters.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.prepared import PreparedExamples
+from client.self_test import check_once
 from privacy.dp_sgd import DPConfig, noisy_mean
+from privacy.gradient_check import check_moved
 from privacy.gradients import UserGradients
 from privacy.randomness import RandomSource
 from privacy.sampling import cap_examples, poisson_users
@@ -133,11 +136,15 @@ def train_private(
         learning_rate: of plain SGD on the noised mean.
         nominal_users: declared and public; part of the divisor.
         source: of sampling and noise; cryptographic in a real run.
+
+    Raises:
+        PrivacyError: the self-test fails, or the adapter is where it was. Its words are fixed.
     """
     rows_U = _rows_by_user(data)
-    adapter_D = model.adapter()
+    start_D = adapter_D = model.adapter()
     gradients = UserGradients(model)
     try:
+        check_once(model, gradients)
         for _ in range(steps):
             chosen = poisson_users(len(rows_U), settings.sampling_rate, source)
             sample = [cap_examples(rows_U[u], settings.examples_per_user, source) for u in chosen]
@@ -153,6 +160,7 @@ def train_private(
     finally:
         # The worker keeps its model: a failed round must not leave it collecting.
         gradients.remove()
+    check_moved(start_D, model.adapter(), [math.prod(s) for s in model.layout.shapes])
 
 
 def _rows_by_user(data: PreparedExamples) -> list[NDArray[np.int64]]:
@@ -180,12 +188,12 @@ def _user_gradients(
         total_UD: Tensor | None = None
         for batch_rows in token_batches(rows, data.length_E, _TOKEN_BUDGET):
             batch = data.batch(batch_rows, device)
-            with gradients.collect(torch.from_numpy(owner[batch_rows]).to(device), len(part)):
+            user_E = torch.from_numpy(owner[batch_rows]).to(device)
+            with gradients.collect(user_E, len(part), into=total_UD):
                 loss = nn.functional.binary_cross_entropy_with_logits(
                     batch.logits(model), batch.label_EK, reduction="sum"
                 )
                 torch.autograd.backward(loss)
-            taken_UD = gradients.take()
-            total_UD = taken_UD if total_UD is None else total_UD + taken_UD
+            total_UD = gradients.take()
         if total_UD is not None:
             yield total_UD

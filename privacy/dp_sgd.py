@@ -15,6 +15,9 @@ from silotune.errors import ConfigError
 
 __all__ = ["DPConfig", "clip_user_gradients", "noisy_mean"]
 
+_COLUMNS = 8192
+"""Parameters that are turned into float64 at once: a block stays in the processor's cache."""
+
 
 @config
 class DPConfig:
@@ -55,14 +58,34 @@ def clip_user_gradients(grads_UD: Tensor, clip_norm: float) -> Tensor:
         grads_UD: one row per sampled user, (users, parameters), loss units per parameter.
         clip_norm: the bound, > 0.
     """
-    grads_UD = grads_UD.double()
-    finite_U1 = torch.isfinite(grads_UD).all(dim=1, keepdim=True)
-    grads_UD = torch.where(finite_U1, grads_UD, torch.zeros_like(grads_UD))
-    norms_U1 = grads_UD.norm(dim=1, keepdim=True)
-    # A hair below the bound: rounding of the division must not lift a norm above it.
-    factor_U1 = clip_norm * (1 - 1e-12) / norms_U1.clamp_min(clip_norm)
-    clipped_UD: Tensor = grads_UD * factor_U1
-    return clipped_UD
+    factor_U = _clip_factors(grads_UD, clip_norm)
+    return _finite(grads_UD.double(), factor_U) * factor_U[:, None]
+
+
+def _clip_factors(grads_UD: Tensor, clip_norm: float) -> Tensor:
+    """Return what each row is multiplied by, float64, (U,); 0 for a row that is not finite."""
+    squares_U = torch.zeros(len(grads_UD), dtype=torch.float64, device=grads_UD.device)
+    for columns in _blocks(grads_UD):
+        squares_U += columns.double().square().sum(1)
+    # A hair below the bound: rounding must not lift a norm above it. Blocks keep the error of
+    # the sums below (_COLUMNS + D / _COLUMNS) roundings, a tenth of the hair.
+    factor_U = clip_norm * (1 - 1e-11) / squares_U.sqrt().clamp_min(clip_norm)
+    return torch.where(torch.isfinite(squares_U), factor_U, torch.zeros_like(factor_U))
+
+
+def _clipped_sum(grads_UD: Tensor, clip_norm: float) -> Tensor:
+    """Return the sum of the rows of `clip_user_gradients`, (D,), without a copy of them."""
+    factor_U = _clip_factors(grads_UD, clip_norm)
+    return torch.cat([factor_U @ _finite(c.double(), factor_U) for c in _blocks(grads_UD)])
+
+
+def _blocks(grads_UD: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(grads_UD, _COLUMNS, dim=1)
+
+
+def _finite(grads_UD: Tensor, factor_U: Tensor) -> Tensor:
+    # Zero times NaN is NaN: the factor alone would not drop the row.
+    return grads_UD.masked_fill((factor_U == 0)[:, None], 0.0)
 
 
 def noisy_mean(
@@ -88,7 +111,7 @@ def noisy_mean(
     """
     total_D = torch.zeros(size, dtype=torch.float64)
     for grads_UD in parts:
-        total_D += clip_user_gradients(grads_UD, settings.clip_norm).sum(0).cpu()
+        total_D += _clipped_sum(grads_UD, settings.clip_norm).cpu()
     std = settings.noise_multiplier * settings.clip_norm
     total_D += std * torch.from_numpy(source.gaussian(size))
     return (total_D / (settings.sampling_rate * nominal_users)).float()

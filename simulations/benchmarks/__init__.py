@@ -1,0 +1,1 @@
+"""Measurements of speed and memory. They print ratios; no test asserts them."""
