@@ -145,6 +145,8 @@ def test_many_bins_close_the_bounds():
     found = federation_metrics(sums(score, label, plan), plan, 0.0)[0]
     for bounds in (found.auc, found.accuracy, found.log_loss):
         assert bounds.high.value - bounds.low.value < 0.01
+    # 0.5 is an edge of an even number of bins: nothing is open.
+    assert found.accuracy.low == found.accuracy.high
     assert found.auc.middle.value == pytest.approx(exact_auc(label, score), abs=1e-3)
 
 
