@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -23,6 +24,7 @@ __all__ = [
     "ACCENT",
     "FAULT",
     "GRID",
+    "HUES",
     "INK",
     "MUTED",
     "SURFACE",
@@ -31,6 +33,7 @@ __all__ = [
     "draw",
     "label_lines",
     "name_rows",
+    "save",
     "shorten",
     "styles",
 ]
@@ -49,9 +52,9 @@ _VARIABLES = {
     "#a97900": "--orange",
     "#7d4e2d": "--brown",
 }
-INK, MUTED, GRID, SURFACE, *_HUES = _VARIABLES
-ACCENT, FAULT = _HUES[0], _HUES[2]
-_BLUE, *_BUDGETS = _HUES
+INK, MUTED, GRID, SURFACE, *HUES = _VARIABLES
+ACCENT, FAULT = HUES[0], HUES[2]
+_BLUE, *_BUDGETS = HUES
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -152,6 +155,24 @@ def draw(
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _for_page(buffer.getvalue(), title)
+
+
+def save(
+    path: Path, height: float, paint: Callable[[Figure], None], *, width: float = WIDTH
+) -> None:
+    """Write what ``paint`` draws to a file of its own, on white; its ending says the format.
+
+    Args:
+        path: ending in .png, .svg or .pdf.
+        height: inches.
+        paint: draws on an empty figure.
+        width: inches.
+    """
+    alone: dict[Any, Any] = {"figure.facecolor": "white", "svg.fonttype": "path"}
+    with mpl.rc_context(_RC), mpl.rc_context(alone):
+        figure = Figure(figsize=(width, height))
+        paint(figure)
+        figure.savefig(path, dpi=200)
 
 
 @contextmanager
