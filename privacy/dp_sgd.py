@@ -85,7 +85,8 @@ def _blocks(grads_UD: Tensor) -> tuple[Tensor, ...]:
 
 def _finite(grads_UD: Tensor, factor_U: Tensor) -> Tensor:
     # Zero times NaN is NaN: the factor alone would not drop the row.
-    return grads_UD.masked_fill((factor_U == 0)[:, None], 0.0)
+    dropped_U = factor_U == 0
+    return grads_UD.masked_fill(dropped_U[:, None], 0.0) if dropped_U.any() else grads_UD
 
 
 def noisy_mean(

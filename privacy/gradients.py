@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from privacy.layer_gradients import LayerGradient, layer_gradient
+from privacy.lora_gradients import LoraParts, PerUserLora, lora_parts
 from silotune.errors import PrivacyError
 
 __all__ = ["UserGradients"]
@@ -55,6 +56,10 @@ class UserGradients:
                 self._patch_linear(name, layer)
             elif kind is not None:
                 self._patch_other(name, layer, kind)
+        for name, layer in module.named_modules():
+            parts = lora_parts(layer)
+            if parts is not None and "forward" not in layer.__dict__:
+                self._patch_lora(name, layer, parts)
 
     def _patch_linear(self, name: str, layer: nn.Linear) -> None:
         original = layer.forward
@@ -66,6 +71,23 @@ class UserGradients:
             out: Tensor = _PerUserLinear.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 x, layer.weight, layer.bias, self, name
             )
+            return out
+
+        self._replace(layer, forward)
+
+    def _patch_lora(self, name: str, layer: nn.Module, parts: LoraParts) -> None:
+        original = layer.forward
+        factor = f"{name}.lora_{{}}.{parts.adapter}.weight"
+
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            # Where this is not the whole truth the layer computes in parts, and each of the
+            # two linear layers within collects its own.
+            if self._user_E is None or args or kwargs or not parts.usable(x):
+                return original(x, *args, **kwargs)  # type: ignore[no-any-return]
+            self._check_batch(name, x, least=2)
+            base_out = parts.layer.base_layer(x)
+            how = (parts.scaling, self, factor)
+            out: Tensor = PerUserLora.apply(base_out, x, parts.a, parts.b, how)  # type: ignore[no-untyped-call]
             return out
 
         self._replace(layer, forward)
@@ -146,6 +168,10 @@ class UserGradients:
         self._rows_UD = None
         return torch.zeros(self._users, self._size) if rows_UD is None else rows_UD
 
+    def add_product(self, name: str, out: Tensor, inp: Tensor) -> None:
+        """Add the gradients of weight ``name`` from a layer's output gradients and inputs."""
+        self.add(name, _outer(out, inp))
+
     def add(self, name: str, per_example: Tensor) -> None:
         """Add per-example gradients (E, …) of parameter ``name`` to their users' rows."""
         if self._user_E is None or self._rows_UD is None:
@@ -221,7 +247,7 @@ class _PerUserLinear(torch.autograd.Function):
             # float32: a norm of bfloat16 sums can round below the true one, and the clip leaks.
             out, inp = grad_out.float(), x.float()
             if weight.requires_grad:
-                ctx.owner.add(f"{ctx.name}.weight", _outer(out, inp))
+                ctx.owner.add_product(f"{ctx.name}.weight", out, inp)
             if ctx.has_bias:
                 summed = out.flatten(1, -2).sum(1) if out.dim() > 2 else out
                 ctx.owner.add(f"{ctx.name}.bias", summed)

@@ -214,10 +214,23 @@ def test_gradient_checkpointing_changes_nothing(family, reentrant, batch):
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
     calls = []
-    layer = next(m for m in base.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad)
+    layer = next(m for n, m in base.named_modules() if n.endswith("base_layer"))
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
     assert off(collected(model, batch, [ALL]), expected) <= 1e-5
     assert len(calls) == 2  # it was in fact run again
+
+
+@pytest.mark.parametrize("unusual", ["layer before A", "two active", "other scale"])
+def test_a_lora_layer_that_is_not_plain_computes_in_its_own_way(unusual, batch):
+    model = Net("Llama", ("q_proj", "down_proj"))
+    for layer in (m for m in model.modules() if hasattr(m, "lora_A")):
+        if unusual == "layer before A":
+            layer.lora_dropout["default"] = nn.Tanh()
+        elif unusual == "two active":
+            layer.set_adapter(["default", "default"])
+        else:
+            layer.scale_layer(0.5)
+    assert off(collected(model, batch, [ALL]), one_by_one(model, batch)) <= 1e-5
 
 
 def test_the_fused_attention_kernel_gives_the_same_rows(batch):
