@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from silotune.errors import ConfigError
 from simulations.plot_style import HUES, INK, MUTED, SURFACE, label_lines, save
@@ -18,6 +19,9 @@ __all__ = ["FORMATS", "MOST_NOISES", "Plan", "save_plan_plot"]
 FORMATS = (".png", ".svg", ".pdf")
 MOST_NOISES = len(HUES)
 """Lines that can be told apart."""
+
+_GAP = 0.065
+_MOST_SPREAD = 8.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,42 +63,27 @@ def save_plan_plot(plan: Plan, path: Path) -> None:
 
 def _rounds(axes: Axes, plan: Plan) -> None:
     ends = []
-    most = max(points[-1][1] for points in plan.epsilons.values())
-    if plan.target is not None:
-        # A line far above what is allowed would press the others to the floor.
-        most = min(most, 2.5 * plan.target)
     for (sigma, points), hue in zip(plan.epsilons.items(), HUES, strict=False):
-        rounds, epsilons = (np.array(x, dtype=float) for x in zip(*points, strict=True))
-        alone = "o" if len(rounds) == 1 else None
-        axes.plot(rounds, epsilons, color=hue, marker=alone)
-        if epsilons[-1] <= most * 1.001:
-            ends.append((float(epsilons[-1]), f"σ = {sigma:g}", hue))
-        else:
-            leaves = float(np.interp(most, epsilons, rounds))
-            _name(axes, leaves, most, f"σ = {sigma:g} ", hue)
-    axes.set_xlim(0, max(points[-1][0] for points in plan.epsilons.values()))
-    axes.set_ylim(0, most * 1.04)
+        rounds, epsilons = zip(*points, strict=True)
+        axes.plot(rounds, epsilons, color=hue, marker="o" if len(rounds) == 1 else None)
+        ends.append((epsilons[-1], f"σ = {sigma:g}", hue))
     if plan.target is not None:
         axes.axhline(plan.target, color=INK, linewidth=1, dashes=(4, 3))
         ends.append((plan.target, f"budget ε = {plan.target:g}", INK))
-    label_lines(axes, ends, gap=0.065)
+    axes.set_xlim(0, max(points[-1][0] for points in plan.epsilons.values()))
+    heights = [height for height, *_ in ends if height > 0]
+    # On one linear axis the smallest would lie on the floor.
+    if heights and max(heights) > _MOST_SPREAD * min(heights):
+        axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
+        _label_log(axes, [end for end in ends if end[0] > 0])
+    else:
+        axes.set_ylim(0, 1.04 * axes.get_ylim()[1])
+        label_lines(axes, ends, gap=_GAP)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set(
         xlabel=f"rounds done, {plan.steps} steps each, q = {plan.rate:g}",
         title=f"ε of one user at δ = {plan.delta:g}",
-    )
-
-
-def _name(axes: Axes, x: float, y: float, text: str, hue: str) -> None:
-    axes.annotate(
-        text,
-        (x, y),
-        xytext=(-3, -2),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color=hue,
-        fontsize=8.5,
     )
 
 
@@ -109,15 +98,28 @@ def _users(axes: Axes, plan: Plan) -> None:
         ends.append((float(noise[-1]), f"σ = {sigma:g}", hue))
     axes.set(xscale="log", yscale="log", xlim=(users[0], users[-1]))
     axes.axvline(plan.users, color=MUTED, linewidth=1, dashes=(1, 2), zorder=0)
-    top = axes.get_ylim()[1]
-    _name(axes, plan.users, top, f"{plan.users:,} declared ", MUTED)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(numticks=6))
-        axis.set_major_formatter(lambda x, _: f"{x:,.10g}")
-        axis.set_minor_locator(NullLocator())
-        axis.set_minor_formatter(NullFormatter())
+    axes.annotate(
+        f"{plan.users:,} declared",
+        (plan.users, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -2),
+        textcoords="offset points",
+        va="top",
+        color=MUTED,
+        fontsize=8.5,
+    )
+    _plain_ticks(axes.xaxis)
+    _plain_ticks(axes.yaxis)
     axes.set(xlabel="users of a silo", title="noise in the mean of a step, % of the clip norm")
     _label_log(axes, ends)
+
+
+def _plain_ticks(axis: XAxis | YAxis) -> None:
+    # Ones, twos and fives where an axis has few powers of ten.
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=9))
+    axis.set_major_formatter(lambda x, _: f"{x:,.10g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def _label_log(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
@@ -125,4 +127,4 @@ def _label_log(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     low, high = axes.get_ylim()
     shares = [(math.log(y / low) / math.log(high / low), text, hue) for y, text, hue in ends]
     placed = [(low + share * (high - low), text, hue) for share, text, hue in shares]
-    label_lines(axes, placed, gap=0.065)
+    label_lines(axes, placed, gap=_GAP)

@@ -165,6 +165,7 @@ def _plan(
     _print(
         f"ε of one user at δ = {delta:g}, {steps} steps a round, q = {rate:g}",
         _plan_table(epsilons, users, rate, epsilon, fit),
+        "noise: in the mean of a step, per parameter, as a share of the clip norm",
     )
     if plot is not None:
         typer.echo(str(plot))
@@ -242,14 +243,10 @@ def _plan_table(
         shown.add_row(
             f"rounds within ε = {epsilon:g}", *(f"[bold]{n:,}[/bold]" for n in fit.values())
         )
-    shown.add_row(
-        "noise in the mean, % of the clip norm\nper parameter, by users of the silo",
-        *("" for _ in epsilons),
-    )
     for factor in (0.1, 1, 10):
         count = max(1, round(factor * users))
         noises = (f"{100 * sigma / (rate * count):.3g}%" for sigma in epsilons)
-        shown.add_row(f"{count:,} users", *noises)
+        shown.add_row(f"noise, {count:,} users", *noises)
     return shown
 
 

@@ -102,6 +102,8 @@ def test_rounding_of_prv_is_taken_from_delta(monkeypatch):
     monkeypatch.setattr(opacus.accountants, "PRVAccountant", Accountant)
     for steps, by_rdp in ((1, 5.0), (10**4, 0.5), (10**4, 40.0)):
         assert accountants.prv([(1.0, 0.1, steps)], 1e-10, by_rdp) == 1.0
+    # A fifth of δ may be rounding, and no more than a quarter.
+    assert accountants.prv([(1.0, 0.1, 10**4)], 7e-11, 5.0) is None
     u = 2.0**-52
     assert asked == [
         (0.01, pytest.approx(1e-13)),
