@@ -144,6 +144,20 @@ def test_nothing_is_collected_outside(model, batch, expected, gradients):
     assert not gradients.take().any()
 
 
+def test_rows_of_an_earlier_collection_are_added_to():
+    layer = nn.Linear(3, 2)
+    gradients = UserGradients(nn.Sequential(layer))
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    rows, once = None, None
+    # One example a user, in the users' order: the case that is written without a sum.
+    for _ in range(2):
+        with gradients.collect(torch.arange(2), 2, into=rows):
+            layer(x).sum().backward()
+        rows = gradients.take()
+        once = rows.clone() if once is None else once
+    assert torch.equal(rows, 2 * once)
+
+
 def test_a_backward_pass_after_the_context_is_refused(model, batch, gradients):
     with gradients.collect(torch.tensor(USERS), 5):
         late = loss(model, batch, slice(None))
