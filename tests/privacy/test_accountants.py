@@ -166,3 +166,13 @@ def test_the_accountant_that_reports_too_little_is_not_offered():
     for module in (accountants, accounting):
         assert "GaussianAccountant" not in inspect.getsource(module)
         assert not any("gdp" in name.lower() for name in vars(module))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.5, 0.9])
+def test_a_step_is_never_so_small_that_rounding_makes_it_free(rate):
+    # Small losses: the divergence is α q² / 2σ², here 1e-17 and less, below one rounding of 1.
+    for noise in (1e8, 1e9):
+        for order, found in zip(
+            accountants.ORDERS, accountants._rdp_of_a_step(noise, rate), strict=True
+        ):
+            assert found >= order * rate**2 / noise**2 / 2
