@@ -7,9 +7,10 @@ examples of every silo it has served: later rounds load no model and tokenise no
 import os
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from client.refusals import note, refusal
 from client.worker import Worker, worker_for
 from silotune.errors import ConfigError, MessageError
 from silotune.federation import FEDERATION_VARIABLE
@@ -19,11 +20,25 @@ __all__ = ["app"]
 
 app = ClientApp()
 
+_REFUSED = 100
+"""Error code of a reply that a silo sends on purpose; Flower's own are below."""
+
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer one training request for the silo that this node stands for."""
-    worker = _worker(context)
+    # Whatever goes wrong, Flower would send the exception's text to the aggregator.
+    log = Path("silo.log")
+    try:
+        worker = _worker(context)
+        log = worker.log
+        return _answer(worker, message, int(context.node_config["partition-id"]))
+    except Exception as error:  # noqa: BLE001  # one way out, for errors too
+        note(error, log)
+        return Message(Error(code=_REFUSED, reason=refusal(error)), reply_to=message)
+
+
+def _answer(worker: Worker, message: Message, index: int) -> Message:
     what, adapter_D = read_request(message.content)
     jobs = {job.name: job for job in worker.federation.jobs}
     if what.job not in jobs:
@@ -31,9 +46,11 @@ def train(message: Message, context: Context) -> Message:
     job = jobs[what.job]
     if what.model != job.model:
         raise MessageError("the request names another model than this silo's configuration.")
-    silo = worker.silo(int(context.node_config["partition-id"]), job, what.round)
-    update_D = silo.train(what, adapter_D, worker.model(job.model))
-    return Message(reply(update_D), reply_to=message)
+    with worker.silo(index, job, what.round) as silo:
+        out = silo.train(what, adapter_D, worker.model(job.model))
+        answer = Message(reply(out.vector()), reply_to=message)
+        silo.handed_over(out)
+    return answer
 
 
 def _worker(context: Context) -> Worker:

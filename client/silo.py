@@ -1,6 +1,12 @@
 """The silo: everything of one merchant behind one object. What it returns may leave."""
 
+import hashlib
+import json
+import math
+import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,26 +15,16 @@ from client.prepared import PreparedExamples
 from client.trainer import PlainConfig, train_plain, train_private
 from privacy.accounting import GaussianEvent
 from privacy.dp_sgd import DPConfig
+from privacy.egress import Declaration, Gate, Outgoing
 from privacy.ledger import Ledger
+from privacy.policy import Ask, Policy
 from privacy.randomness import RandomSource
 from silotune.config import config, from_mapping
-from silotune.errors import ConfigError, MessageError, PrivacyError
+from silotune.errors import ConfigError, MessageError
 from silotune.messages import TrainRequest
 from silotune.models.text_model import TextModel
 
-__all__ = ["Budget", "Silo"]
-
-
-@config
-class Budget:
-    """What the merchant allows one job to cost each of its users."""
-
-    epsilon: float | None
-    """None: no private training is allowed."""
-    delta: float
-    """Must be below one over the number of users."""
-    allow_plain: bool = False
-    """Training without privacy. Only for simulations on data that is not personal."""
+__all__ = ["Silo"]
 
 
 @config
@@ -43,28 +39,50 @@ class _PrivateRequest:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ConfigError(f"steps is {self.steps}; it must be at least 1.")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be > 0.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be > 0, finite.")
+
+    def settings(self) -> DPConfig:
+        return DPConfig(
+            clip_norm=self.clip_norm,
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=self.sampling_rate,
+            examples_per_user=self.examples_per_user,
+        )
 
 
 @config
 class _PlainRequest:
     learning_rate: float
-    optimizer: str
+    optimizer: Literal["sgd", "adam"]
     batch_size: int
     epochs: float
 
+    def settings(self) -> PlainConfig:
+        return PlainConfig(
+            learning_rate=self.learning_rate,
+            optimizer=self.optimizer,
+            batch_size=self.batch_size,
+        )
+
 
 class Silo:
-    """One merchant's examples, budget and ledger; answers training requests.
+    """One merchant's examples, policy and ledger; answers training requests.
 
     Args:
         name: of the merchant.
         data: its prepared examples; they stay inside.
         nominal_users: declared, public.
         ledger: file of the durable account.
-        budget: what its policy allows.
+        policy: the merchant's own limits.
         source: of sampling and noise.
+        server: identity of the aggregator that the transport has authenticated.
+        anchor: file that remembers the ledger's newest entry; None: beside the ledger.
+
+    Use it in ``with``: it holds the ledger, and no other process can.
+
+    Raises:
+        LedgerError: the ledger is held, changed, cut or set back.
     """
 
     def __init__(
@@ -74,69 +92,92 @@ class Silo:
         *,
         nominal_users: int,
         ledger: Path,
-        budget: Budget,
+        policy: Policy,
         source: RandomSource,
+        server: str,
+        anchor: Path | None = None,
     ) -> None:
         self.name = name
         self._data = data
         self._nominal_users = nominal_users
-        self._budget = budget
+        self._policy = policy
         self._source = source
-        self.ledger = Ledger(ledger)
+        self._server = server
+        self.ledger = Ledger(ledger, anchor=anchor)
+        self._gate = Gate(self.ledger)
 
-    def train(self, what: TrainRequest, adapter_D: Tensor, model: TextModel) -> Tensor:
+    def __enter__(self) -> "Silo":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the ledger go."""
+        self.ledger.close()
+
+    def train(self, what: TrainRequest, adapter_D: Tensor, model: TextModel) -> Outgoing:
         """Train from ``adapter_D`` as asked and return the update, (D,) float32.
 
         A private update is (ε, δ)-DP per user as charged; the charge is durable before the
-        first gradient.
+        first gradient. The same request again gives the stored update, and trains nothing.
 
         Raises:
             MessageError: the adapter or the base is not the agreed one.
-            PrivacyError: the request is outside the budget. Nothing was trained or charged.
+            PolicyError: the request is outside the policy. Nothing was trained or charged.
+            BudgetError: it would pass the budget. Nothing was trained or charged.
             ConfigError: a parameter is out of range.
+            EgressError: the update is not what it must be; it stays, the charge too.
         """
+        began = time.monotonic()
         if what.base_digest != model.base_digest or what.layout_digest != model.layout.digest:
             raise MessageError("the request is for another base model or adapter layout.")
-        if adapter_D.shape != (model.layout.size,):
-            raise MessageError("the adapter's length is not the layout's.")
-        model.load_adapter(adapter_D)
+        if adapter_D.shape != (model.layout.size,) or not torch.isfinite(adapter_D).all():
+            raise MessageError("the adapter is not a finite vector of the layout's length.")
         if what.private is not None:
-            self._train_private(what, model)
+            out = self._train_private(what, adapter_D, model)
         else:
-            self._train_plain(what, model)
-        update_D = model.adapter() - adapter_D
-        if not torch.isfinite(update_D).all():
-            # Diverged. All-zero tells nothing that the noised steps did not tell.
-            update_D = torch.zeros_like(update_D)
-        return update_D
+            out = self._train_plain(what, adapter_D, model)
+        self._hold(began)
+        return out
 
-    def _train_private(self, what: TrainRequest, model: TextModel) -> None:
+    def handed_over(self, out: Outgoing) -> None:
+        """Record that ``out`` went to the transport."""
+        self._gate.handed_over(out)
+
+    def _train_private(self, what: TrainRequest, adapter_D: Tensor, model: TextModel) -> Outgoing:
         ask = from_mapping(_PrivateRequest, what.private or {}, where="request.private")
-        settings = DPConfig(
-            clip_norm=ask.clip_norm,
-            noise_multiplier=ask.noise_multiplier,
-            sampling_rate=ask.sampling_rate,
-            examples_per_user=ask.examples_per_user,
+        settings = ask.settings()
+        self._policy.check(
+            Ask(
+                server=self._server,
+                task=what.task,
+                base_digest=what.base_digest,
+                private=True,
+                seeded=not self._source.is_private,
+                noise_multiplier=settings.noise_multiplier,
+                clip_norm=settings.clip_norm,
+                sampling_rate=settings.sampling_rate,
+                steps=ask.steps,
+                examples_per_user=settings.examples_per_user,
+            ),
+            nominal_users=self._nominal_users,
         )
-        if self._budget.epsilon is None:
-            raise PrivacyError("the policy allows no private training for this job.")
-        if self._budget.delta >= 1 / self._nominal_users:
-            raise PrivacyError(
-                f"delta is {self._budget.delta:g}; it must be below 1/users = "
-                f"{1 / self._nominal_users:g}."
-            )
+        request = _digest(what, adapter_D, self._server)
+        stored = self._gate.again(request)
+        if stored is not None:
+            return stored
         event = GaussianEvent(
             sampling_rate=settings.sampling_rate,
             noise_multiplier=settings.noise_multiplier,
             steps=ask.steps,
         )
-        self.ledger.charge(
-            event,
-            job=what.job,
-            round_=what.round,
-            epsilon=self._budget.epsilon,
-            delta=self._budget.delta,
+        reservation = self.ledger.reserve(
+            request,
+            [event],
+            {"job": what.job, "round": what.round, "task": what.task, "server": self._server},
+            epsilon=self._policy.epsilon,
+            delta=self._policy.delta,
         )
+        model.load_adapter(adapter_D)
         train_private(
             model,
             self._data,
@@ -146,18 +187,61 @@ class Silo:
             nominal_users=self._nominal_users,
             source=self._source,
         )
-
-    def _train_plain(self, what: TrainRequest, model: TextModel) -> None:
-        if not self._budget.allow_plain:
-            raise PrivacyError("the policy allows no training without privacy.")
-        ask = from_mapping(_PlainRequest, what.plain or {}, where="request.plain")
-        settings = from_mapping(
-            PlainConfig,
-            {
-                "learning_rate": ask.learning_rate,
-                "optimizer": ask.optimizer,
-                "batch_size": ask.batch_size,
+        return self._gate.release(
+            reservation,
+            self._declare(model, "gaussian"),
+            _update(model, adapter_D),
+            private=self._source.is_private,
+            facts={
+                "job": what.job,
+                "round": what.round,
+                "clip_norm": settings.clip_norm,
+                "noise_multiplier": settings.noise_multiplier,
+                "sampling_rate": settings.sampling_rate,
+                "steps": ask.steps,
             },
-            where="request.plain",
         )
-        train_plain(model, self._data, settings, epochs=ask.epochs, seed=what.round)
+
+    def _train_plain(self, what: TrainRequest, adapter_D: Tensor, model: TextModel) -> Outgoing:
+        self._policy.check(
+            Ask(server=self._server, task=what.task, base_digest=what.base_digest, private=False),
+            nominal_users=self._nominal_users,
+        )
+        ask = from_mapping(_PlainRequest, what.plain or {}, where="request.plain")
+        model.load_adapter(adapter_D)
+        train_plain(model, self._data, ask.settings(), epochs=ask.epochs, seed=what.round)
+        return self._gate.release_unprotected(
+            self._declare(model, "none"),
+            _update(model, adapter_D),
+            facts={"job": what.job, "round": what.round},
+        )
+
+    def _declare(self, model: TextModel, mechanism: str) -> Declaration:
+        return Declaration(
+            name="update",
+            size=model.layout.size,
+            mechanism=mechanism,
+            norm_max=self._policy.update_norm_max,
+        )
+
+    def _hold(self, began: float) -> None:
+        # How long training took depends on the sample; when the reply leaves shall not.
+        interval = self._policy.reply_interval
+        if interval > 0:
+            took = time.monotonic() - began
+            time.sleep(interval * math.ceil(took / interval) - took)
+
+
+def _update(model: TextModel, adapter_D: Tensor) -> Tensor:
+    update_D = model.adapter() - adapter_D
+    if not torch.isfinite(update_D).all():
+        # Diverged. All-zero tells nothing that the noised steps did not tell.
+        update_D = torch.zeros_like(update_D)
+    return update_D
+
+
+def _digest(what: TrainRequest, adapter_D: Tensor, server: str) -> str:
+    text = json.dumps([server, asdict(what)], sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    digest.update(adapter_D.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from client.prepared import PreparedExamples, load_or_prepare
-from client.silo import Budget, Silo
+from client.silo import Silo
+from privacy.policy import Policy
 from privacy.randomness import RandomSource, SecureSource, SeededSource
 from silotune.federation import Federation, Job, build_model, read_federation
 from silotune.models.text_model import TextModel
@@ -46,12 +48,36 @@ class Worker:
             self.data(folder, job.model),
             nominal_users=folder.info.nominal_users,
             ledger=Path(self.federation.state) / "ledgers" / job.name / f"{name}.db",
-            budget=Budget(
-                epsilon=job.epsilon,
-                delta=self.federation.delta,
-                allow_plain=job.plain is not None,
-            ),
+            policy=self._policy(job),
             source=self._source(index, round_),
+            server="simulation",
+        )
+
+    @property
+    def log(self) -> Path:
+        """The silos' own log; in a simulation one for all."""
+        return Path(self.federation.state) / "silos.log"
+
+    def _policy(self, job: Job) -> Policy:
+        # The merchants of a simulation allow what its scenario plans, and no more.
+        ask = job.private or {}
+        limits: dict[str, Any] = {
+            "noise_multiplier_min": ask.get("noise_multiplier"),
+            "clip_norm_max": ask.get("clip_norm"),
+            "sampling_rate_max": ask.get("sampling_rate"),
+            "steps_max": ask.get("steps") and int(ask["steps"]),
+            "examples_per_user_max": ask.get("examples_per_user") and int(ask["examples_per_user"]),
+        }
+        return Policy(
+            # No private job: next to nothing is allowed.
+            epsilon=job.epsilon or 1e-6,
+            delta=self.federation.delta,
+            base_digests=(self.model(job.model).base_digest,),
+            servers=("simulation",),
+            tasks=(self.federation.task.name,),
+            plain_training=job.plain is not None,
+            seeded_noise=self.federation.noise_seed is not None,
+            **{name: value for name, value in limits.items() if value},
         )
 
     def _source(self, index: int, round_: int) -> RandomSource:

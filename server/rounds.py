@@ -44,6 +44,8 @@ def run_job(
     store: RunStore,
     options: RoundOptions,
     on_reply: Callable[[str, int, int], None] = lambda *_: None,
+    *,
+    task: str = "promotion-response",
 ) -> Tensor:
     """Run all rounds of ``job`` that ``store`` does not hold yet; return the last adapter.
 
@@ -54,6 +56,7 @@ def run_job(
         store: durable state.
         options: quorum and deadline.
         on_reply: called with job name, round and replies so far.
+        task: name of what is learned.
 
     Raises:
         MessageError: fewer valid updates than the quorum arrived before the deadline.
@@ -69,6 +72,7 @@ def run_job(
         what = TrainRequest(
             job=job.name,
             round=round_,
+            task=task,
             model=job.model,
             base_digest=model.base_digest,
             layout_digest=model.layout.digest,

@@ -47,4 +47,4 @@ def run_federation(
         model = models[job.model]
         store = RunStore(Path(federation.state) / "rounds" / job.name, model.layout.digest)
         options = RoundOptions(nodes=len(federation.silos), stop=stop)
-        run_job(grid, job, model, store, options, on_reply)
+        run_job(grid, job, model, store, options, on_reply, task=federation.task.name)

@@ -1,10 +1,14 @@
 """Errors that a user can act on. Each says where, what is wrong and what to do."""
 
 __all__ = [
+    "BudgetError",
     "ConfigError",
     "DataError",
+    "EgressError",
+    "LedgerError",
     "MessageError",
     "ModelError",
+    "PolicyError",
     "PrivacyError",
     "SilotuneError",
 ]
@@ -32,3 +36,29 @@ class MessageError(SilotuneError):
 
 class PrivacyError(SilotuneError):
     """A request that would break, or cannot be covered by, the privacy guarantee."""
+
+
+class PolicyError(PrivacyError):
+    """A request outside the merchant's policy; every reason in one message, none from data.
+
+    Args:
+        message: for the merchant, with the values.
+        limits: names of the policy's limits that were passed.
+    """
+
+    def __init__(self, message: str, limits: tuple[str, ...] = ()) -> None:
+        """Keep the names apart from the words."""
+        super().__init__(message)
+        self.limits = limits
+
+
+class BudgetError(PrivacyError):
+    """A request that would pass the merchant's budget; says what is spent and what is left."""
+
+
+class LedgerError(PrivacyError):
+    """A ledger that is held, damaged, changed, cut or set back. Nothing is released."""
+
+
+class EgressError(PrivacyError):
+    """Something on its way out that is not what was declared. It stays; its cost is spent."""

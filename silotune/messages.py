@@ -33,6 +33,8 @@ class TrainRequest:
     """Which training this round belongs to; the ledger charges by it."""
     round: int
     """Counted from 0."""
+    task: str
+    """Name of what is learned."""
     model: str
     """Name of one of the models both sides have configured."""
     base_digest: str

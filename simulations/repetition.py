@@ -181,8 +181,9 @@ class Repetition:
 
     def _privacy(self, job: Job, federation: Federation) -> None:
         for name in self.merchants.folders:
-            ledger = Ledger(Path(federation.state) / "ledgers" / job.name / f"{name}.db")
-            events = ledger.events()
+            path = Path(federation.state) / "ledgers" / job.name / f"{name}.db"
+            with Ledger(path) as ledger:
+                events = ledger.events()
             for index in range(len(events)):
                 self.folder.append(
                     {

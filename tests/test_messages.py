@@ -9,7 +9,13 @@ from silotune.errors import MessageError
 from silotune.messages import TrainRequest, read_reply, read_request, reply, request
 
 ASK = TrainRequest(
-    job="a", round=0, model="text", base_digest="b", layout_digest="c", private={"steps": 1}
+    job="a",
+    round=0,
+    task="t",
+    model="text",
+    base_digest="b",
+    layout_digest="c",
+    private={"steps": 1},
 )
 
 

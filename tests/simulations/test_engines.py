@@ -61,8 +61,9 @@ def test_a_private_job_charges_every_silo_for_every_round(small_federation, tmp_
     run_inline(path, 3)
     ledgers = sorted((tmp_path / "ledgers" / "private").glob("*.db"))
     assert len(ledgers) == 3
-    for ledger in ledgers:
-        assert [e.steps for e in Ledger(ledger).events()] == [2, 2]
+    for path in ledgers:
+        with Ledger(path) as ledger:
+            assert [e.steps for e in ledger.events()] == [2, 2]
 
 
 def test_seeded_noise_repeats_a_run_and_secure_noise_does_not(small_federation, tmp_path):

@@ -1,0 +1,376 @@
+"""An append-only log that shows tampering, truncation and being set back.
+
+SQLite holds the entries, each with an HMAC over itself and its predecessor's. The key lies
+beside it, readable by the owner alone. An anchor, one small file that may lie on another disk,
+holds the place and the HMAC of the newest entry: a log that is older than its anchor was set
+back. Whoever can replace log and anchor with an older pair is not noticed here; DESIGN.md trusts
+the merchant's operators.
+"""
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from silotune.errors import LedgerError
+
+__all__ = ["Chain", "Entry", "remove", "write_whole"]
+
+_SCHEMA = """
+CREATE TABLE entry (
+    seq INTEGER PRIMARY KEY,
+    time REAL NOT NULL,
+    kind TEXT NOT NULL,
+    body TEXT NOT NULL,
+    previous TEXT NOT NULL,
+    hash TEXT NOT NULL
+) STRICT;
+CREATE TRIGGER no_update BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER no_delete BEFORE DELETE ON entry BEGIN SELECT RAISE(ABORT, 'append only'); END;
+"""
+_INSERT = "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)"
+_FIRST = "0" * 64
+_KEY_BYTES = 32
+_BACKWARD = 300.0
+"""Seconds that a clock may lie behind the newest entry: what time services correct."""
+_FORWARD = 400 * 86_400.0
+"""Seconds without an entry after which the clock is doubted rather than believed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One entry of the log, as it was written."""
+
+    seq: int
+    """Counted from 1."""
+    time: float
+    """Seconds since 1970, by the silo's clock."""
+    kind: str
+    body: dict[str, Any]
+    previous: str
+    """HMAC of the entry before; zeros for the first."""
+    hash: str
+    """HMAC-SHA256 of everything above."""
+
+
+class Chain:
+    """The log in ``path``, held by one process at a time.
+
+    Args:
+        path: SQLite file; made, with its key, where there is none.
+        anchor: file that remembers the newest entry; None: beside ``path``.
+        wait: seconds to wait for another process that holds the log.
+        clock: seconds since 1970.
+
+    Raises:
+        LedgerError: another process holds it, or it was tampered with, cut, or set back.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        anchor: Path | None = None,
+        wait: float = 60.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = path
+        self.anchor = anchor or path.with_suffix(".anchor")
+        self._key_path = path.with_suffix(".key")
+        self._clock = clock
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(path.with_suffix(".lock"), wait)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self._connection: sqlite3.Connection | None = None
+        if not self.path.exists():
+            self._create()
+        self._key = self._read_key()
+        try:
+            # SQLite would make an empty file where there is none.
+            self._connection = sqlite3.connect(f"file:{self.path}?mode=rw", uri=True)
+            self._connection.isolation_level = None
+            # EXTRA: a commit returns when the disk has the entry and the journal's removal.
+            self._connection.execute("PRAGMA synchronous = EXTRA")
+        except sqlite3.DatabaseError as error:
+            raise _unreadable(self.path, error) from error
+        self._entries = list(_read(self._connection, self.path))
+        self._check(self._entries)
+        self._check_anchor()
+
+    def _create(self) -> None:
+        part = self.path.with_suffix(".part")
+        # The log gets its name last: where it is, key and anchor are. Where only they are, and
+        # no half-made log, it was lost.
+        for left in (self.anchor, self._key_path):
+            if left.exists() and not part.exists():
+                raise LedgerError(
+                    f"{self.path}: is missing, but {left} is there. Put the newest copy of the "
+                    "ledger back; without it, what was spent is unknown, and this silo's users "
+                    "must not be trained on privately again."
+                )
+        self._key = secrets.token_bytes(_KEY_BYTES)
+        first = self._entry(1, "genesis", {"id": secrets.token_hex(16)}, _FIRST)
+        part.unlink(missing_ok=True)
+        connection = sqlite3.connect(part)
+        try:
+            connection.executescript(_SCHEMA)
+            connection.execute(_INSERT, _row(first))
+            connection.commit()
+        finally:
+            connection.close()
+        part.chmod(0o600)
+        _sync(part)
+        write_whole(self._key_path, self._key)
+        write_whole(self.anchor, _anchor_text(first))
+        part.rename(self.path)
+        _sync(self.path.parent)
+
+    def _entry(self, seq: int, kind: str, body: Mapping[str, Any], previous: str) -> Entry:
+        now, text = self._clock(), _canonical(body)
+        return Entry(
+            seq=seq,
+            time=now,
+            kind=kind,
+            body=json.loads(text),
+            previous=previous,
+            hash=self._hash(seq, now, kind, text, previous),
+        )
+
+    def _read_key(self) -> bytes:
+        try:
+            key = self._key_path.read_bytes()
+        except FileNotFoundError:
+            raise LedgerError(
+                f"{self._key_path}: is missing; without it the ledger cannot be checked. Put it "
+                "back from a copy."
+            ) from None
+        if len(key) != _KEY_BYTES:
+            raise LedgerError(f"{self._key_path}: has {len(key)} bytes; the key has {_KEY_BYTES}.")
+        return key
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every entry, oldest first."""
+        return tuple(self._entries)
+
+    def append(self, kind: str, body: Mapping[str, Any]) -> Entry:
+        """Write one entry; it is on disk when this returns.
+
+        Args:
+            kind: what happened.
+            body: plain JSON values.
+
+        Raises:
+            LedgerError: the clock ran backwards or jumped, the disk is full, or the log is closed.
+        """
+        if self._connection is None:
+            raise LedgerError(f"{self.path}: is closed.")
+        last = self._entries[-1]
+        entry = self._entry(last.seq + 1, kind, body, last.hash)
+        if kind != "clock":
+            self._check_clock(entry.time, last.time)
+        try:
+            self._connection.execute(_INSERT, _row(entry))
+            self._entries.append(entry)
+            # After the log: a crash between leaves an anchor that is behind, never one ahead.
+            write_whole(self.anchor, _anchor_text(entry))
+        except (sqlite3.Error, OSError) as error:
+            # Whether the entry is on disk is not known here; the next opening reads it.
+            self.close()
+            raise LedgerError(
+                f"{self.path}: an entry could not be written ({error}). Make room or repair the "
+                "disk, then start again; nothing is released until it can be written."
+            ) from error
+        return entry
+
+    def _check_clock(self, now: float, last: float) -> None:
+        if now < last - _BACKWARD:
+            raise LedgerError(
+                f"{self.path}: the clock says {_when(now)}, the newest entry is of {_when(last)}. "
+                "Set the clock right, or accept it with `silotune client ledger accept-clock`."
+            )
+        if now > last + _FORWARD:
+            raise LedgerError(
+                f"{self.path}: the newest entry is of {_when(last)}, the clock says {_when(now)}. "
+                "If that is right, accept it with `silotune client ledger accept-clock`."
+            )
+
+    def _hash(self, seq: int, when: float, kind: str, text: str, previous: str) -> str:
+        message = _canonical([seq, when.hex(), kind, text, previous])
+        return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
+
+    def _check(self, entries: list[Entry]) -> None:
+        previous = _FIRST
+        if not entries:
+            raise LedgerError(f"{self.path}: holds no entry: the ledger was emptied.")
+        for index, e in enumerate(entries):
+            right = self._hash(e.seq, e.time, e.kind, _canonical(e.body), e.previous)
+            if (
+                e.seq != index + 1
+                or e.previous != previous
+                or not hmac.compare_digest(right, e.hash)
+            ):
+                raise LedgerError(
+                    f"{self.path}: entry {index + 1} is not what was written: the ledger was "
+                    "changed. Put the newest unchanged copy back."
+                )
+            previous = e.hash
+
+    def _check_anchor(self) -> None:
+        try:
+            raw = json.loads(self.anchor.read_bytes())
+            seq, digest = int(raw["seq"]), str(raw["hash"])
+        except FileNotFoundError:
+            raise LedgerError(
+                f"{self.anchor}: is missing; without it, it is not known whether the ledger is "
+                "the newest. Put it back."
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise LedgerError(f"{self.anchor}: is damaged. Put it back from a copy.") from error
+        if seq > len(self._entries):
+            raise LedgerError(
+                f"{self.path}: ends with entry {len(self._entries)}, but entry {seq} was written: "
+                "the ledger was cut or an older copy was put in its place. Put the newest copy "
+                "back; without it, what was spent is unknown, and this silo's users must not be "
+                "trained on privately again."
+            )
+        if seq < 1 or not hmac.compare_digest(self._entries[seq - 1].hash, digest):
+            raise LedgerError(
+                f"{self.anchor}: does not belong to {self.path}: one of the two was changed or "
+                "put in the other's place."
+            )
+
+    def close(self) -> None:
+        """Let the next process have the log."""
+        if getattr(self, "_connection", None) is not None:
+            self._connection.close()  # type: ignore[union-attr]  # not None, see the line above
+            self._connection = None
+        # Closing the file gives the lock up.
+        os.close(self._lock) if self._lock >= 0 else None
+        self._lock = -1
+
+    @staticmethod
+    def read(path: Path) -> tuple[Entry, ...]:
+        """Return the entries of the log in ``path`` as they are, unchecked and unlocked.
+
+        Raises:
+            LedgerError: there is none, or it is no ledger.
+        """
+        if not path.exists():
+            raise LedgerError(f"{path}: no such file; the first private training makes it.")
+        with _connection(path) as connection:
+            return tuple(_read(connection, path))
+
+
+@contextmanager
+def _connection(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _read(connection: sqlite3.Connection, path: Path) -> Iterator[Entry]:
+    try:
+        rows = connection.execute(
+            "SELECT seq, time, kind, body, previous, hash FROM entry ORDER BY seq"
+        ).fetchall()
+        for seq, when, kind, text, previous, digest in rows:
+            body = _parse(text)
+            yield Entry(seq=seq, time=when, kind=kind, body=body, previous=previous, hash=digest)
+    except (sqlite3.DatabaseError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> LedgerError:
+    return LedgerError(
+        f"{path}: cannot be read as a ledger ({error}). Put the newest unchanged copy back."
+    )
+
+
+def _parse(text: str) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(text)
+    if _canonical(body) != text:
+        # The hash is over the one form of a value; another form was not written by this module.
+        raise ValueError("a body is not in its one form")
+    return body
+
+
+def _row(entry: Entry) -> tuple[int, float, str, str, str, str]:
+    text = _canonical(entry.body)
+    return entry.seq, entry.time, entry.kind, text, entry.previous, entry.hash
+
+
+def _anchor_text(entry: Entry) -> bytes:
+    return _canonical({"seq": entry.seq, "hash": entry.hash}).encode()
+
+
+def _lock(path: Path, wait: float) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                os.close(handle)
+                raise LedgerError(
+                    f"{path}: another process holds this ledger. Wait for it, or stop it."
+                ) from None
+            time.sleep(0.05)
+        else:
+            return handle
+
+
+def _canonical(value: object) -> str:
+    # One text for one value: what is hashed is what is stored.
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write ``path``, mode 0600, so that it holds the old content or the new in any crash."""
+    part = path.with_name(path.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    _write(part, content)
+    part.replace(path)
+    _sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file that may be gone already."""
+    path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

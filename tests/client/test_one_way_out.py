@@ -1,0 +1,148 @@
+"""Reads the code: there is one place that hands anything to Flower, and it takes a release."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SILO_SIDE = sorted((ROOT / "client").rglob("*.py")) + sorted((ROOT / "privacy").rglob("*.py"))
+DOOR = ROOT / "client" / "client_app.py"
+# Whatever can carry bytes to another machine.
+CARRIERS = {
+    "asyncio",
+    "ftplib",
+    "grpc",
+    "http",
+    "httpx",
+    "multiprocessing.connection",
+    "requests",
+    "smtplib",
+    "socket",
+    "subprocess",
+    "urllib",
+    "urllib3",
+    "xmlrpc",
+}
+
+
+def _tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _called(node):
+    if isinstance(node.func, ast.Attribute):
+        return node.func.attr
+    return node.func.id if isinstance(node.func, ast.Name) else ""
+
+
+def _calls(tree, name):
+    return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and _called(n) == name]
+
+
+def test_the_walk_sees_the_silo_side():
+    names = {p.name for p in SILO_SIDE}
+    assert {"client_app.py", "silo.py", "egress.py", "ledger.py", "trainer.py"} <= names
+
+
+@pytest.mark.parametrize("path", SILO_SIDE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_door_knows_flower_and_nothing_knows_a_network(path):
+    found = set(_imports(_tree(path)))
+    if path != DOOR:
+        assert not {n for n in found if n.split(".")[0] == "flwr"}
+    carriers = {n for n in found if n in CARRIERS or n.split(".")[0] in CARRIERS}
+    assert not carriers
+
+
+@pytest.mark.parametrize("path", SILO_SIDE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_on_the_silo_side_prints_or_logs_values(path):
+    tree = _tree(path)
+    assert not _calls(tree, "print")
+    for level in ("debug", "info", "warning", "error", "exception", "critical", "log"):
+        for call in _calls(tree, level):
+            # `torch.log` and its like are no logging.
+            if isinstance(call.func, ast.Attribute) and "logg" in ast.unparse(call.func.value):
+                assert all(isinstance(a, ast.Constant) for a in call.args), ast.unparse(call)
+
+
+def test_the_door_makes_two_messages_a_release_and_a_refusal():
+    messages = _calls(_tree(DOOR), "Message")
+    contents = sorted(ast.unparse(m.args[0]) for m in messages)
+    assert contents == [
+        "Error(code=_REFUSED, reason=refusal(error))",
+        "reply(out.vector())",
+    ]
+    for message in messages:
+        assert [k.arg for k in message.keywords] == ["reply_to"]
+
+
+def test_what_the_door_replies_with_came_from_the_silo_by_its_gate():
+    tree = _tree(DOOR)
+    made = [
+        ast.unparse(n.value)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "out"
+    ]
+    assert made == ["silo.train(what, adapter_D, worker.model(job.model))"]
+
+
+def test_the_door_keeps_no_state_and_makes_no_record_where_flower_could_send_it():
+    tree = _tree(DOOR)
+    names = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    assert "state" not in names
+    imported = set(_imports(tree))
+    for record in ("MetricRecord", "ConfigRecord", "ArrayRecord", "RecordDict", "Array"):
+        assert f"flwr.app.{record}" not in imported
+
+
+def test_every_statement_of_a_handler_is_inside_its_try():
+    tree = _tree(DOOR)
+    handlers = [
+        f
+        for f in ast.walk(tree)
+        if isinstance(f, ast.FunctionDef)
+        and any(
+            isinstance(d, ast.Call) and ast.unparse(d).startswith("app.") for d in f.decorator_list
+        )
+    ]
+    assert [f.name for f in handlers] == ["train"]
+    for handler in handlers:
+        statements = [s for s in handler.body if not isinstance(s, ast.Expr)]
+        # A constant before it; then the try, which catches everything and ends the function.
+        assert ast.unparse(statements[0]) == "log = Path('silo.log')"
+        assert len(statements) == 2
+        attempt = statements[1]
+        assert isinstance(attempt, ast.Try)
+        assert [ast.unparse(h.type) for h in attempt.handlers] == ["Exception"]
+        assert not attempt.finalbody
+        assert not any(isinstance(n, ast.Raise) for h in attempt.handlers for n in ast.walk(h))
+
+
+@pytest.mark.parametrize("path", SILO_SIDE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_gate_makes_an_outgoing_and_only_the_door_opens_one(path):
+    tree = _tree(path)
+    if path.name != "egress.py":
+        assert not _calls(tree, "Outgoing")
+        assert "_TOKEN" not in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        assert not {n for n in _imports(tree) if n.endswith("._TOKEN")}
+    if path != DOOR:
+        assert not _calls(tree, "vector")
+        assert not _calls(tree, "reply")
+
+
+def test_a_reply_holds_one_array_and_nothing_else():
+    tree = _tree(ROOT / "silotune" / "messages.py")
+    (function,) = [
+        f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == "reply"
+    ]
+    (returned,) = [n for n in ast.walk(function) if isinstance(n, ast.Return)]
+    assert ast.unparse(returned.value) == "RecordDict({'update': _pack(update_D)})"
