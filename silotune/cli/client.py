@@ -1,0 +1,118 @@
+"""``silotune client``: a merchant's own side."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from privacy.ledger_report import LedgerRow
+
+__all__ = ["register"]
+
+_Path = Annotated[Path, typer.Argument(metavar="LEDGER", show_default=False)]
+_Anchor = Annotated[
+    Path | None, typer.Option(help="The ledger's anchor, where it is not beside it.")
+]
+
+_group = typer.Typer(no_args_is_help=True)
+_ledger = typer.Typer(no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group to ``root``."""
+    _group.add_typer(_ledger, name="ledger", help="What was spent, and what left.")
+    root.add_typer(_group, name="client", help="A merchant's own side: its ledger.")
+
+
+def _file(path: Path) -> Path:
+    return path / "ledger.db" if path.is_dir() else path
+
+
+@_ledger.command("show")
+def _show(
+    path: _Path,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot: .png, .svg or .pdf.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Policy with the budget to show.")] = None,
+) -> None:
+    """Print every reservation: its cost, what was spent with it, and what left.
+
+    LEDGER: the ledger's file, or the silo folder with it.
+    """
+    from privacy.chain import Chain
+    from privacy.ledger_report import ledger_rows
+    from privacy.policy import Policy
+    from silotune.config import from_toml
+
+    budget = from_toml(Policy, policy).epsilon if policy else None
+    rows = ledger_rows(Chain.read(_file(path)))
+    if plot:
+        from simulations.ledger_plot import save_ledger_plot
+
+        save_ledger_plot(rows, plot, budget=budget)
+    if as_json:
+        typer.echo(json.dumps([asdict(r) for r in rows], indent=2))
+    else:
+        _print_rows(rows, budget)
+
+
+def _print_rows(rows: "list[LedgerRow]", budget: float | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for name in ("entry", "UTC", "job", "round", "cost", "ε spent", "outcome", "bytes", "sha256"):
+        table.add_column(name, justify="right" if name in ("ε spent", "bytes", "round") else "left")
+    for r in rows:
+        table.add_row(
+            str(r.seq),
+            r.when,
+            r.job,
+            str(r.round),
+            r.cost,
+            f"{r.epsilon:.3f}",
+            r.outcome if r.private else f"{r.outcome}, not private",
+            str(r.bytes or "–"),
+            r.sha256[:12],
+        )
+    console = Console()
+    console.print(table)
+    spent, delta = (rows[-1].epsilon, f" at δ = {rows[-1].delta:g}") if rows else (0.0, "")
+    left = "" if budget is None else f"; left of {budget:g}: {max(0.0, budget - spent):.3f}"
+    console.print(f"Spent by each user: ε = {spent:.3f}{delta}{left}.", highlight=False)
+
+
+@_ledger.command("verify")
+def _verify(path: _Path, anchor: _Anchor = None) -> None:
+    """Check every hash and the anchor, and compute ε again from every cost; exit 2 if wrong.
+
+    LEDGER: the ledger's file, or the silo folder with it.
+    """
+    from privacy.ledger_report import verify
+
+    found = verify(_file(path), anchor=anchor)
+    at = "" if found.delta is None else f" at δ = {found.delta:g}"
+    typer.echo(
+        f"{_file(path)}: {found.entries} entries as written, {found.reservations} reservations, "
+        f"{found.released} releases. Spent by each user: ε = {found.epsilon:.3f}{at}.\n"
+        f"Newest entry: {found.head}"
+    )
+
+
+@_ledger.command("accept-clock")
+def _accept_clock(path: _Path, anchor: _Anchor = None) -> None:
+    """Record that the clock is right although it jumped; the ledger then goes on.
+
+    LEDGER: the ledger's file, or the silo folder with it.
+    """
+    from privacy.ledger import Ledger
+    from silotune.errors import LedgerError
+
+    if not _file(path).exists():
+        raise LedgerError(f"{_file(path)}: no such file; the first private training makes it.")
+    with Ledger(_file(path), anchor=anchor, wait=5.0) as ledger:
+        ledger.accept_clock()
+    typer.echo(f"{_file(path)}: the clock is accepted from now on.")
