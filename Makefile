@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check install clean
+.PHONY: demo test check install clean kills mutants bench-step audit slow
 
 demo: $(STAMP)
 	$(BIN)/silotune simulate demo
@@ -13,6 +13,28 @@ test: check
 
 check: $(STAMP)
 	scripts/check
+
+# Long runs, not part of `make test`.
+
+# 200 SIGKILLs of a process that releases; the ledger must come out right after each.
+kills: $(STAMP)
+	SILOTUNE_KILLS=200 $(BIN)/python -m pytest -q --timeout=1800 tests/privacy/test_kills.py
+
+# Broken versions of the privacy code: each must be caught by a test.
+mutants: $(STAMP)
+	$(BIN)/python scripts/mutants
+
+# A private step against the same step without privacy, and against Opacus' hooks.
+bench-step: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.step
+
+# Canary users and attacks against the claimed guarantee.
+audit: $(STAMP)
+	$(BIN)/silotune privacy audit
+
+# Tests that are too slow for every run.
+slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow --timeout=1800
 
 install: $(STAMP)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from privacy.randomness import RandomSource
 from silotune.config import config
-from silotune.errors import ConfigError
+from silotune.errors import ConfigError, PrivacyError
 
 __all__ = ["DPConfig", "clip_user_gradients", "noisy_mean"]
 
@@ -109,9 +109,15 @@ def noisy_mean(
         settings: clip, noise and rate.
         nominal_users: the silo's declared number of users, public.
         source: cryptographic in a real run.
+
+    Raises:
+        PrivacyError: a part is not (U, D).
     """
     total_D = torch.zeros(size, dtype=torch.float64)
     for grads_UD in parts:
+        # One column would be added to all: a user's clip would hold for each, not for their sum.
+        if grads_UD.dim() != 2 or grads_UD.shape[1] != size:
+            raise PrivacyError(f"gradients are not (users, {size}).")
         total_D += _clipped_sum(grads_UD, settings.clip_norm).cpu()
     std = settings.noise_multiplier * settings.clip_norm
     total_D += std * torch.from_numpy(source.gaussian(size))

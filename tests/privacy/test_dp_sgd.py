@@ -10,7 +10,7 @@ from scipy import stats
 
 from privacy.dp_sgd import DPConfig, clip_user_gradients, noisy_mean
 from privacy.randomness import SecureSource, SeededSource
-from silotune.errors import ConfigError
+from silotune.errors import ConfigError, PrivacyError
 
 CHANCE = 1e-6
 SETTINGS = DPConfig(clip_norm=0.5, noise_multiplier=2.0, sampling_rate=0.25)
@@ -168,3 +168,10 @@ def test_settings_out_of_range_are_refused_by_name(wrong):
     good = {"clip_norm": 1.0, "noise_multiplier": 1.0, "sampling_rate": 0.1}
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DPConfig(**(good | wrong))
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, 4), (3,), (1, 2, 3), (2, 0)])
+def test_gradients_of_another_width_are_refused(shape):
+    settings = DPConfig(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.5)
+    with pytest.raises(PrivacyError, match="not"):
+        noisy_mean([torch.ones(shape)], 3, settings, 10, SeededSource(0))
