@@ -139,6 +139,9 @@ class Repetition:
         local = self.scenario.local
         settings = replace(local.optimizer, learning_rate=local.after_rate)
         own = load_file(self._own_path)
+        private = self.scenario.privacy
+        shares = dict(zip(private.epsilons, private.own_shares, strict=False))
+        share = local.own_share if job.epsilon is None else shares[job.epsilon]
         with self._stage(f"local adapters after {job.name}") as progress:
             calls = [
                 (
@@ -150,7 +153,7 @@ class Repetition:
                         local.after_epochs,
                         self._order(i),
                         own[name],
-                        local.own_share,
+                        share,
                     ),
                 )
                 for i, (name, folder) in enumerate(self.merchants.folders.items())

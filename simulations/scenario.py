@@ -66,7 +66,7 @@ class LocalTraining:
     """Learning rate of that local adapter."""
     own_share: float = 0.2
     """Share of the merchant's own adapter in it, the rest from the federation (interpolation
-    of Mansour et al. 2020, arXiv:2002.10619): under much noise it holds the merchant's own."""
+    of Mansour et al. 2020, arXiv:2002.10619). Where no noise was added."""
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
@@ -100,6 +100,8 @@ class PrivateTraining:
     learning_rate: float = 0.5
     """Of plain SGD on the noised mean, in a silo."""
     server_momentum: float = 0.5
+    own_shares: tuple[float, ...] = (0.2, 0.65)
+    """`LocalTraining.own_share` for each ε: more noise, more of the merchant's own."""
     examples_per_user: int = 8
     numeric_learning_rate: float = 0.5
     """Learning rate of the model without text."""
@@ -117,6 +119,14 @@ class PrivateTraining:
             raise ConfigError(f"delta is {self.delta}; it must be above 0 and below 1/users.")
         if not 0 < self.sampling_rate <= 1:
             raise ConfigError(f"sampling_rate is {self.sampling_rate}; it must be in (0, 1].")
+        if len(self.own_shares) < len(self.epsilons):
+            raise ConfigError(
+                f"own_shares has {len(self.own_shares)} values for {len(self.epsilons)} "
+                "epsilons; give one for each."
+            )
+        for share in self.own_shares:
+            if not 0 <= share <= 1:
+                raise ConfigError(f"own_shares holds {share}; each must be in [0, 1].")
         if not 0 <= self.server_momentum < 1:
             raise ConfigError(
                 f"server_momentum is {self.server_momentum}; it must be at least 0 and below 1."

@@ -41,7 +41,7 @@ CLAIM = AuditConfig(
 
 
 USERS, WIDTH = 30, 60
-SLOW = pytest.param("text", marks=pytest.mark.slow)
+SLOW = pytest.param("text", marks=[pytest.mark.slow, pytest.mark.long])
 
 
 @pytest.fixture(scope="module", params=["made_up", SLOW])

@@ -118,6 +118,7 @@ def test_any_plan_costs_what_another_library_says_and_no_less(by_pld, plan, delt
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(7200)
 @settings(max_examples=1000)
 @given(plans(most_events=4, most_steps=3000, least_noise=0.7), DELTAS)

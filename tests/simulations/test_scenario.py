@@ -1,0 +1,32 @@
+import pytest
+
+from silotune.errors import ConfigError
+from simulations.scenario import LocalTraining, PrivateTraining
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epsilons": (8.0, 0.0)}, "epsilons holds 0.0"),
+        ({"delta": 0.0}, "delta is 0.0"),
+        ({"sampling_rate": 1.5}, "sampling_rate is 1.5"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"server_momentum": 1.0}, "server_momentum is 1.0"),
+        ({"own_shares": (0.2,)}, "own_shares has 1 values for 2 epsilons"),
+        ({"own_shares": (0.2, 1.5)}, "own_shares holds 1.5"),
+        ({"epsilons": (8.0, 4.0, 2.0)}, "own_shares has 2 values for 3"),
+    ],
+)
+def test_impossible_privacy_parameters_are_named(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        PrivateTraining(**changes)
+
+
+def test_no_epsilon_needs_no_share():
+    assert PrivateTraining(epsilons=(), own_shares=()).epsilons == ()
+
+
+def test_a_share_outside_its_range_is_named():
+    with pytest.raises(ConfigError, match=r"own_share is -0\.1"):
+        LocalTraining(own_share=-0.1)
