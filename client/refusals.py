@@ -46,6 +46,7 @@ _LIMITS = frozenset(
         "steps",
         "examples_per_user",
         "metrics",
+        "mechanism",
     }
 )
 WORDS = frozenset({words for _, words in _REFUSALS} | {_FAILED})

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from client.prepared import PreparedExamples
+from client.self_test import check_once
 from client.trainer import PlainConfig, train_plain, train_private
 from privacy.accounting import GaussianEvent
 from privacy.dp_sgd import DPConfig
 from privacy.egress import Declaration, Gate, Outgoing
+from privacy.gradients import UserGradients
 from privacy.ledger import Ledger
 from privacy.policy import Ask, Policy
 from privacy.randomness import RandomSource
@@ -35,6 +37,7 @@ class _PrivateRequest:
     examples_per_user: int
     steps: int
     learning_rate: float
+    mechanism: Literal["gaussian", "discrete-gaussian"] = "gaussian"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -48,6 +51,7 @@ class _PrivateRequest:
             noise_multiplier=self.noise_multiplier,
             sampling_rate=self.sampling_rate,
             examples_per_user=self.examples_per_user,
+            mechanism=self.mechanism,
         )
 
 
@@ -158,6 +162,7 @@ class Silo:
                 sampling_rate=settings.sampling_rate,
                 steps=ask.steps,
                 examples_per_user=settings.examples_per_user,
+                mechanism=settings.mechanism,
             ),
             nominal_users=self._nominal_users,
         )
@@ -165,6 +170,12 @@ class Silo:
         stored = self._gate.again(request)
         if stored is not None:
             return stored
+        # Before the charge: a model whose gradients cannot be trusted shall cost nothing.
+        gradients = UserGradients(model)
+        try:
+            check_once(model, gradients)
+        finally:
+            gradients.remove()
         event = GaussianEvent(
             sampling_rate=settings.sampling_rate,
             noise_multiplier=settings.noise_multiplier,
@@ -189,7 +200,7 @@ class Silo:
         )
         return self._gate.release(
             reservation,
-            self._declare(model, "gaussian"),
+            self._declare(model, settings.mechanism),
             _update(model, adapter_D),
             private=self._source.is_private,
             facts={

@@ -60,7 +60,7 @@ class Worker:
 
     def _policy(self, job: Job) -> Policy:
         # The merchants of a simulation allow what its scenario plans, and no more.
-        ask = job.private or {}
+        ask = {k: v for k, v in (job.private or {}).items() if not isinstance(v, str)}
         limits: dict[str, Any] = {
             "noise_multiplier_min": ask.get("noise_multiplier"),
             "clip_norm_max": ask.get("clip_norm"),

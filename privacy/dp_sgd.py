@@ -5,10 +5,12 @@ Shape suffixes: U users, D parameters.
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from privacy.discrete import discrete_noisy_sum
 from privacy.randomness import RandomSource
 from silotune.config import config
 from silotune.errors import ConfigError, PrivacyError
@@ -31,6 +33,9 @@ class DPConfig:
     """Chance with which a user takes part in a step, q."""
     examples_per_user: int = 16
     """Examples of one user in one step, at most. Bounds the cost, not the privacy."""
+    mechanism: Literal["gaussian", "discrete-gaussian"] = "gaussian"
+    """Float64 noise as a sum of four Gaussians, or exact noise on a grid (`privacy.discrete`),
+    which no floating-point attack can see through. Both cost what ``noise_multiplier`` says."""
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
@@ -113,6 +118,16 @@ def noisy_mean(
     Raises:
         PrivacyError: a part is not (U, D).
     """
+    divisor = settings.sampling_rate * nominal_users
+    if settings.mechanism == "discrete-gaussian":
+        discrete_D = discrete_noisy_sum(
+            parts,
+            size,
+            clip_norm=settings.clip_norm,
+            noise_multiplier=settings.noise_multiplier,
+            source=source,
+        )
+        return (discrete_D / divisor).float()
     total_D = torch.zeros(size, dtype=torch.float64)
     for grads_UD in parts:
         # One column would be added to all: a user's clip would hold for each, not for their sum.
@@ -121,4 +136,4 @@ def noisy_mean(
         total_D += _clipped_sum(grads_UD, settings.clip_norm).cpu()
     std = settings.noise_multiplier * settings.clip_norm
     total_D += std * torch.from_numpy(source.gaussian(size))
-    return (total_D / (settings.sampling_rate * nominal_users)).float()
+    return (total_D / divisor).float()

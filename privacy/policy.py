@@ -27,6 +27,8 @@ class Policy:
     """Names of the tasks that may be trained."""
     noise_multiplier_min: float = 0.5
     """Least noise of a step, in units of the clip norm."""
+    mechanisms: tuple[str, ...] = ("gaussian", "discrete-gaussian")
+    """Kinds of noise that may be asked for; take the first away to insist on the hardened one."""
     clip_norm_max: float = 10.0
     sampling_rate_max: float = 0.5
     steps_max: int = 100
@@ -112,7 +114,8 @@ class Policy:
             ("examples_per_user", ask.examples_per_user, "<=", self.examples_per_user_max),
         )
         # Written so that a NaN is outside of every limit.
-        return [
+        wrong = [] if ask.mechanism in self.mechanisms else [f"mechanism: {ask.mechanism!r}"]
+        return wrong + [
             f"{name}: {value:g} is not {sign} {limit:g}"
             for name, value, sign, limit in checks
             if not (value >= limit if sign == ">=" else value <= limit)
@@ -134,3 +137,4 @@ class Ask:
     sampling_rate: float = 0.0
     steps: int = 0
     examples_per_user: int = 0
+    mechanism: str = "gaussian"

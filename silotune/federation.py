@@ -28,7 +28,7 @@ class Job:
     server_momentum: float = 0.0
     """Share of the last round's movement that the next one keeps (Hsu et al. 2019,
     arXiv:1909.06335). Costs no privacy: it sees adapters only."""
-    private: dict[str, float] | None = None
+    private: dict[str, float | str] | None = None
     """What `TrainRequest.private` carries; None trains without privacy."""
     plain: dict[str, float | str] | None = None
     epsilon: float | None = None

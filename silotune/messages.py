@@ -41,7 +41,7 @@ class TrainRequest:
     """Of the base model the adapter belongs to; 'none' for a model without text."""
     layout_digest: str
     """Of the adapter's names and shapes."""
-    private: dict[str, float] | None = None
+    private: dict[str, float | str] | None = None
     """`privacy.dp_sgd.DPConfig`, steps and learning rate. None: training without privacy."""
     plain: dict[str, float | str] | None = None
     """`client.trainer.PlainConfig` and epochs; only a simulation's policy allows it."""

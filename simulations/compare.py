@@ -121,13 +121,14 @@ class Comparison:
                 ("federated", "text", private.learning_rate),
                 ("numeric", "numeric", private.numeric_learning_rate),
             ):
-                request = {
+                request: dict[str, float | str] = {
                     "clip_norm": private.clip_norm,
                     "noise_multiplier": sigma,
                     "sampling_rate": private.sampling_rate,
                     "examples_per_user": private.examples_per_user,
                     "steps": private.steps,
                     "learning_rate": rate,
+                    "mechanism": private.mechanism,
                 }
                 jobs.append(
                     Job(

@@ -105,6 +105,8 @@ class PrivateTraining:
     examples_per_user: int = 8
     numeric_learning_rate: float = 0.5
     """Learning rate of the model without text."""
+    mechanism: Literal["gaussian", "discrete-gaussian"] = "gaussian"
+    """Float64 noise, or the hardened discrete one."""
     noise: Literal["secure", "seeded"] = "secure"
     """Seeded noise repeats a run exactly, and is marked as not private everywhere."""
 

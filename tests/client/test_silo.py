@@ -9,6 +9,7 @@ import client.silo
 from client.prepared import load_or_prepare
 from client.silo import Silo
 from privacy.accounting import epsilon_spent
+from privacy.discrete import discrete_plan
 from privacy.egress import Outgoing
 from privacy.policy import Policy
 from privacy.randomness import SecureSource, SeededSource
@@ -19,6 +20,7 @@ from silotune.errors import (
     LedgerError,
     MessageError,
     PolicyError,
+    PrivacyError,
 )
 from silotune.federation import build_model, read_federation
 from silotune.messages import TrainRequest
@@ -165,6 +167,7 @@ def test_a_stored_release_that_was_changed_stays_in_the_silo(silo, tmp_path):
         ({"base_digests": ()}, {}, {"base_digest"}),
         ({"servers": ("other",)}, {}, {"server"}),
         ({"delta": 0.1}, {}, {"delta"}),
+        ({"mechanisms": ("discrete-gaussian",)}, {}, {"mechanism"}),
         ({"clip_norm_max": 1.0, "steps_max": 1}, {}, {"clip_norm", "steps"}),
     ],
 )
@@ -281,3 +284,41 @@ def test_a_reply_leaves_at_a_multiple_of_the_interval(silo, monkeypatch):
         monkeypatch.setattr(one, "_train_private", lambda *_: None)
         one.train(ask, model.adapter(), model)
     assert slept == [pytest.approx(2.7)]
+
+
+def test_the_hardened_mechanism_trains_is_on_its_grid_and_says_so(silo):
+    make, ask, model = silo
+    start = model.adapter()
+    settings = PRIVATE | {"mechanism": "discrete-gaussian", "steps": 1, "learning_rate": 1.0}
+    # Powers of two throughout: the update is then a whole number of grid steps.
+    settings |= {"sampling_rate": 0.5}
+    with make(nominal_users=32) as one:
+        out = one.train(replace(ask, private=settings), torch.zeros_like(start), model)
+        assert one.ledger.entries[-1].body["mechanism"] == "discrete-gaussian"
+        assert len(one.ledger.events()) == 1
+    plan = discrete_plan(len(start), clip_norm=2.0, noise_multiplier=1.5)
+    steps = out.vector().double() * 16 / plan.step
+    # float32 keeps 24 bits; coarser numbers are rounded to fewer of them.
+    exact = steps.abs() < 2**24
+    assert exact.any()
+    assert torch.equal(steps[exact], steps[exact].round())
+    assert out.vector().abs().sum() > 0
+
+
+def test_an_unknown_mechanism_is_refused(silo):
+    make, ask, model = silo
+    with make() as one, pytest.raises(ConfigError, match="mechanism"):
+        one.train(replace(ask, private=PRIVATE | {"mechanism": "laplace"}), model.adapter(), model)
+
+
+def test_a_model_that_fails_its_self_test_costs_nothing(silo, monkeypatch):
+    make, ask, model = silo
+
+    def fail(*_):
+        raise PrivacyError("gradients differ")
+
+    monkeypatch.setattr(client.silo, "check_once", fail)
+    with make() as one:
+        with pytest.raises(PrivacyError, match="gradients differ"):
+            one.train(ask, model.adapter(), model)
+        assert one.ledger.events() == ()
