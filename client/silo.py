@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from client.prepared import PreparedExamples
-from client.self_test import check_once
+from client.self_check import check_once
 from client.trainer import PlainConfig, train_plain, train_private
 from privacy.accounting import GaussianEvent
 from privacy.dp_sgd import DPConfig

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.prepared import PreparedExamples
-from client.self_test import check_once
+from client.self_check import check_once
 from privacy.dp_sgd import DPConfig, noisy_mean
 from privacy.gradient_check import check_moved
 from privacy.gradients import UserGradients

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import client.self_test
+import client.self_check
 import privacy.gradients
-from client.self_test import check_once
+from client.self_check import check_once
 from privacy.gradient_check import check_gradients, check_moved
 from privacy.gradients import UserGradients
 from privacy.randomness import SeededSource
@@ -157,7 +157,7 @@ def test_dropout_is_refused(small):
 
 def test_a_model_that_passed_is_checked_once_and_again_after_a_change_of_mode(small, monkeypatch):
     calls = []
-    monkeypatch.setattr(client.self_test, "check_gradients", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr(client.self_check, "check_gradients", lambda *_, **__: calls.append(1))
     model = small.tiny("Bert")
     for _ in range(3):
         check(model)
@@ -171,13 +171,13 @@ def test_a_model_that_passed_is_checked_once_and_again_after_a_change_of_mode(sm
 def test_the_self_test_takes_nothing_from_the_silo(small, monkeypatch):
     """Whether it passes must not depend on the data: not even on how many there are."""
     seen = []
-    right = client.self_test._made_up
+    right = client.self_check._made_up
 
     def made_up(*args):
         seen.append(right(*args))
         return seen[-1]
 
-    monkeypatch.setattr(client.self_test, "_made_up", made_up)
+    monkeypatch.setattr(client.self_check, "_made_up", made_up)
     source = SeededSource(0)
     small.private(small.tiny("Bert"), small.data, source)
     tokens, numeric, label, user = small.crowd(users=9, seed=1)
