@@ -7,23 +7,22 @@ back. Whoever can replace log and anchor with an older pair is not noticed here;
 the merchant's operators.
 """
 
-import fcntl
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from privacy.durable import lock, sync, unlock, write_whole
+from privacy.entries import Entry, anchor_text, canonical, parse, row
 from silotune.errors import LedgerError
 
-__all__ = ["Chain", "Entry", "remove", "write_whole"]
+__all__ = ["Chain", "Entry"]
 
 _SCHEMA = """
 CREATE TABLE entry (
@@ -44,22 +43,6 @@ _BACKWARD = 300.0
 """Seconds that a clock may lie behind the newest entry: what time services correct."""
 _FORWARD = 400 * 86_400.0
 """Seconds without an entry after which the clock is doubted rather than believed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """One entry of the log, as it was written."""
-
-    seq: int
-    """Counted from 1."""
-    time: float
-    """Seconds since 1970, by the silo's clock."""
-    kind: str
-    body: dict[str, Any]
-    previous: str
-    """HMAC of the entry before; zeros for the first."""
-    hash: str
-    """HMAC-SHA256 of everything above."""
 
 
 class Chain:
@@ -88,7 +71,7 @@ class Chain:
         self._key_path = path.with_suffix(".key")
         self._clock = clock
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path.with_suffix(".lock"), wait)
+        self._lock = lock(path.with_suffix(".lock"), wait)
         try:
             self._open()
         except BaseException:
@@ -129,19 +112,19 @@ class Chain:
         connection = sqlite3.connect(part)
         try:
             connection.executescript(_SCHEMA)
-            connection.execute(_INSERT, _row(first))
+            connection.execute(_INSERT, row(first))
             connection.commit()
         finally:
             connection.close()
         part.chmod(0o600)
-        _sync(part)
+        sync(part)
         write_whole(self._key_path, self._key)
-        write_whole(self.anchor, _anchor_text(first))
+        write_whole(self.anchor, anchor_text(first))
         part.rename(self.path)
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
     def _entry(self, seq: int, kind: str, body: Mapping[str, Any], previous: str) -> Entry:
-        now, text = self._clock(), _canonical(body)
+        now, text = self._clock(), canonical(body)
         return Entry(
             seq=seq,
             time=now,
@@ -185,10 +168,10 @@ class Chain:
         if kind != "clock":
             self._check_clock(entry.time, last.time)
         try:
-            self._connection.execute(_INSERT, _row(entry))
+            self._connection.execute(_INSERT, row(entry))
             self._entries.append(entry)
             # After the log: a crash between leaves an anchor that is behind, never one ahead.
-            write_whole(self.anchor, _anchor_text(entry))
+            write_whole(self.anchor, anchor_text(entry))
         except (sqlite3.Error, OSError) as error:
             # Whether the entry is on disk is not known here; the next opening reads it.
             self.close()
@@ -211,7 +194,7 @@ class Chain:
             )
 
     def _hash(self, seq: int, when: float, kind: str, text: str, previous: str) -> str:
-        message = _canonical([seq, when.hex(), kind, text, previous])
+        message = canonical([seq, when.hex(), kind, text, previous])
         return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
 
     def _check(self, entries: list[Entry]) -> None:
@@ -219,7 +202,7 @@ class Chain:
         if not entries:
             raise LedgerError(f"{self.path}: holds no entry: the ledger was emptied.")
         for index, e in enumerate(entries):
-            right = self._hash(e.seq, e.time, e.kind, _canonical(e.body), e.previous)
+            right = self._hash(e.seq, e.time, e.kind, canonical(e.body), e.previous)
             if (
                 e.seq != index + 1
                 or e.previous != previous
@@ -261,7 +244,8 @@ class Chain:
             self._connection.close()  # type: ignore[union-attr]  # not None, see the line above
             self._connection = None
         # Closing the file gives the lock up.
-        os.close(self._lock) if self._lock >= 0 else None
+        if self._lock >= 0:
+            unlock(self._lock)
         self._lock = -1
 
     @staticmethod
@@ -292,7 +276,7 @@ def _read(connection: sqlite3.Connection, path: Path) -> Iterator[Entry]:
             "SELECT seq, time, kind, body, previous, hash FROM entry ORDER BY seq"
         ).fetchall()
         for seq, when, kind, text, previous, digest in rows:
-            body = _parse(text)
+            body = parse(text)
             yield Entry(seq=seq, time=when, kind=kind, body=body, previous=previous, hash=digest)
     except (sqlite3.DatabaseError, ValueError) as error:
         raise _unreadable(path, error) from error
@@ -304,73 +288,5 @@ def _unreadable(path: Path, error: Exception) -> LedgerError:
     )
 
 
-def _parse(text: str) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(text)
-    if _canonical(body) != text:
-        # The hash is over the one form of a value; another form was not written by this module.
-        raise ValueError("a body is not in its one form")
-    return body
-
-
-def _row(entry: Entry) -> tuple[int, float, str, str, str, str]:
-    text = _canonical(entry.body)
-    return entry.seq, entry.time, entry.kind, text, entry.previous, entry.hash
-
-
-def _anchor_text(entry: Entry) -> bytes:
-    return _canonical({"seq": entry.seq, "hash": entry.hash}).encode()
-
-
-def _lock(path: Path, wait: float) -> int:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    until = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= until:
-                os.close(handle)
-                raise LedgerError(
-                    f"{path}: another process holds this ledger. Wait for it, or stop it."
-                ) from None
-            time.sleep(0.05)
-        else:
-            return handle
-
-
-def _canonical(value: object) -> str:
-    # One text for one value: what is hashed is what is stored.
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write ``path``, mode 0600, so that it holds the old content or the new in any crash."""
-    part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    _write(part, content)
-    part.replace(path)
-    _sync(path.parent)
-
-
-def remove(path: Path) -> None:
-    """Remove a file that may be gone already."""
-    path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from privacy.accounting import GaussianEvent, epsilon_spent
-from privacy.chain import Chain, Entry, remove, write_whole
+from privacy.chain import Chain, Entry
+from privacy.durable import remove, write_whole
 from silotune.errors import BudgetError, LedgerError
 
 __all__ = ["Ledger", "Reservation", "events_of"]
