@@ -8,8 +8,10 @@ import torch
 import client.silo
 from client.prepared import load_or_prepare
 from client.silo import Silo
+from client.trainer import train_private
 from privacy.accounting import epsilon_spent
 from privacy.discrete import discrete_plan
+from privacy.dp_sgd import DPConfig
 from privacy.egress import Outgoing
 from privacy.policy import Policy
 from privacy.randomness import SecureSource, SeededSource
@@ -245,6 +247,25 @@ def test_two_private_updates_differ_and_seeded_ones_do_not(silo):
 
     assert not twice(SecureSource, "a")
     assert twice(lambda: SeededSource(1), "b")
+
+
+def test_the_release_is_what_private_training_made_of_the_adapter_and_no_more(silo):
+    make, ask, model = silo
+    start = torch.full((model.layout.size,), 0.25)
+    with make(_policy(seeded_noise=True), SeededSource(7)) as one:
+        out = one.train(ask, start, model).vector()
+        model.load_adapter(start)
+        settings = {k: v for k, v in PRIVATE.items() if k not in ("steps", "learning_rate")}
+        train_private(
+            model,
+            one._data,
+            DPConfig(**settings),
+            steps=2,
+            learning_rate=0.5,
+            nominal_users=40,
+            source=SeededSource(7),
+        )
+    assert torch.equal(out, model.adapter() - start)
 
 
 def test_seeded_noise_is_refused_where_the_policy_does_not_allow_it(silo):

@@ -78,6 +78,12 @@ def test_what_was_not_declared_stays_and_its_cost_is_spent(ledger, tmp_path, cas
     assert "1.0" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_is_named_as_such(ledger, number):
+    with pytest.raises(EgressError, match="not finite"):
+        _release(ledger, torch.tensor([1.0, number, 0.0]))
+
+
 def test_a_view_of_more_memory_carries_nothing_along(ledger):
     wide = torch.arange(30, dtype=torch.float32).reshape(3, 10)
     out = _release(ledger, wide[:, 0] / 10)
