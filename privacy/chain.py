@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from privacy.durable import lock, sync, unlock, write_whole
+from privacy.durable import lock, unlock, write_whole
 from privacy.entries import Entry, anchor_text, canonical, parse, row
 from silotune.errors import LedgerError
+from silotune.tables.staging import sync
 
 __all__ = ["Chain", "Entry"]
 

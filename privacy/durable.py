@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from silotune.errors import LedgerError
+from silotune.tables.staging import sync
 
-__all__ = ["lock", "remove", "sync", "unlock", "write_whole"]
+__all__ = ["lock", "unlock", "write_whole"]
 
 
 def lock(path: Path, wait: float) -> int:
@@ -48,20 +49,6 @@ def write_whole(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
-def remove(path: Path) -> None:
-    """Remove a file that may be gone already."""
-    path.unlink(missing_ok=True)
-
-
 def unlock(handle: int) -> None:
     """Give a lock up."""
     os.close(handle)
-
-
-def sync(path: Path) -> None:
-    """Wait until the disk has the file or folder ``path``."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,7 +20,7 @@ from typing import Any
 
 from privacy.accounting import GaussianEvent, epsilon_spent
 from privacy.chain import Chain, Entry
-from privacy.durable import remove, write_whole
+from privacy.durable import write_whole
 from silotune.errors import BudgetError, LedgerError
 
 __all__ = ["Ledger", "Reservation", "events_of"]
@@ -219,7 +219,7 @@ class Ledger:
             if e.kind == "release" and "reservation" in e.body
         ]
         for seq in releases[:-_KEEP]:
-            remove(self._payload(seq))
+            self._payload(seq).unlink(missing_ok=True)
 
 
 def events_of(entries: Sequence[Entry]) -> tuple[GaussianEvent, ...]:
