@@ -11,6 +11,7 @@ __all__ = [
     "PolicyError",
     "PrivacyError",
     "SilotuneError",
+    "WorkerError",
 ]
 
 
@@ -62,3 +63,7 @@ class LedgerError(PrivacyError):
 
 class EgressError(PrivacyError):
     """Something on its way out that is not what was declared. It stays; its cost is spent."""
+
+
+class WorkerError(SilotuneError):
+    """A worker process that was ended from outside; what it had finished is kept."""

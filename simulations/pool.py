@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from client.trainer import PlainConfig, make_optimizer, train_plain
 from client.worker import Worker, worker_for
+from silotune.errors import WorkerError
 from silotune.tables.silo_folder import SiloFolder
 
 __all__ = ["Logits", "SiloPool", "prepare", "score", "train_alone", "train_pooled"]
@@ -55,15 +57,25 @@ class SiloPool:
         calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
         progress: Callable[[int, int], None],
     ) -> list[Any]:
-        """Run ``calls``, (function, arguments) each, and return their results in order."""
+        """Run ``calls``, (function, arguments) each, and return their results in order.
+
+        Raises:
+            WorkerError: the system ended a worker.
+        """
         futures = [self._executor.submit(_call, f, arguments) for f, arguments in calls]
         try:
             for done, future in enumerate(as_completed(futures)):
                 future.result()
                 progress(done + 1, len(futures))
-        except BaseException:
+        except BaseException as error:
             for future in futures:
                 future.cancel()
+            if isinstance(error, BrokenProcessPool):
+                raise WorkerError(
+                    "a worker process was ended by the system, most often because memory or "
+                    "disk is full. What is done is kept: free some, or use fewer workers, and "
+                    "run the same command again."
+                ) from error
             raise
         return [future.result() for future in futures]
 
