@@ -80,15 +80,22 @@ def epsilon_by_rdp(events: Sequence[GaussianEvent], *, delta: float) -> float:
 
 
 def calibrate_noise(
-    epsilon: float, *, delta: float, sampling_rate: float, steps: int, tolerance: float = 1e-3
+    epsilon: float,
+    *,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    other_events: Sequence[GaussianEvent] = (),
+    tolerance: float = 1e-3,
 ) -> float:
     """Return the smallest noise multiplier, up to ``tolerance``, that keeps ε in the target.
 
     Args:
-        epsilon: of one user over all ``steps``, as `epsilon_spent` counts it.
+        epsilon: of one user over ``other_events`` and all ``steps``, as `epsilon_spent` counts it.
         delta: of the same guarantee.
         sampling_rate: q of every step.
         steps: of the whole plan: steps of a round × rounds.
+        other_events: what else the same budget has to pay for.
         tolerance: relative.
 
     Raises:
@@ -99,7 +106,7 @@ def calibrate_noise(
 
     def fits(sigma: float) -> bool:
         event = GaussianEvent(sampling_rate=sampling_rate, noise_multiplier=sigma, steps=steps)
-        return _fits([event], epsilon, delta)
+        return _fits([*other_events, event], epsilon, delta)
 
     low, high = 0.05, 1.0
     while not fits(high):
@@ -107,7 +114,7 @@ def calibrate_noise(
         if high > 1e4:
             raise PrivacyError(
                 f"ε={epsilon} at δ={delta} cannot be kept over {steps} steps at rate "
-                f"{sampling_rate}."
+                f"{sampling_rate}{' beside what else is released' if other_events else ''}."
             )
     while high - low > tolerance * high:
         middle = (low + high) / 2

@@ -12,6 +12,10 @@ A user adds at most `MetricsPlan.examples_per_user` examples. Each of its blocks
 norm sqrt(1/blocks) at most, so the user adds a vector of norm 1 at most. Sums are in this unit:
 the examples of a user with many of them weigh less each.
 
+Where positives are rare, negatives would fill a user's norm and leave the positives below the
+noise. Examples of label 0 therefore enter as `MetricsPlan.negative_weight`, before the scaling;
+the reader divides their sums by it, which takes their noise up and that of the positives down.
+
 Shape suffixes: E examples, K outputs, U users, D numbers released.
 """
 
@@ -38,6 +42,9 @@ _SENSITIVITY = 1.0
 _GROUP = 2**20
 """Numbers of per-user vectors held at once."""
 
+_MOST_NUMBERS = 2**17
+"""Numbers of one release, at most: a plan comes from outside, and takes memory."""
+
 
 @config
 class MetricsPlan:
@@ -53,6 +60,8 @@ class MetricsPlan:
     """Outputs of the head, K."""
     bins: int = 20
     """Bins of the score, equally wide over [0, 1]."""
+    negative_weight: float = 1.0
+    """What an example of label 0 counts in ``scores``; about the share of positives is best."""
     examples_per_user: int = 16
     """Test examples of one user that count, at most; chosen at random."""
     error_bound: float = 1.0
@@ -67,6 +76,14 @@ class MetricsPlan:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
         if not 0 < self.error_bound < np.inf:
             raise ConfigError(f"error_bound is {self.error_bound}; it must be > 0 and finite.")
+        if not 1e-6 <= self.negative_weight <= 1:
+            raise ConfigError(
+                f"negative_weight is {self.negative_weight}; it must be between 1e-6 and 1."
+            )
+        if self.size > _MOST_NUMBERS:
+            raise ConfigError(
+                f"bins and outputs make {self.size} numbers; {_MOST_NUMBERS} at most."
+            )
         # Also the noise multiplier's range.
         discrete_plan(self.size, clip_norm=_SENSITIVITY, noise_multiplier=self.noise_multiplier)
 
@@ -159,7 +176,8 @@ def _user_vectors(
         blocks = []
         for score, label in zip(score_EK[a:b].T, label_EK[a:b].T, strict=True):
             if plan.scores:
-                blocks.append(_histogram(score, label, owner, count, plan.bins))
+                counts = _histogram(score, label, owner, count, plan.bins)
+                blocks.append(counts * np.repeat([plan.negative_weight, 1.0], plan.bins))
             if plan.errors:
                 blocks.append(_errors(score, label, owner, count, plan.error_bound))
         bound = _SENSITIVITY / np.sqrt(len(blocks))

@@ -8,7 +8,7 @@ at 0 would add a positive sum of nothing but noise over the empty bins.
 What falls into one bin cannot be ordered. Where that matters, a figure has bounds: what it would
 be at the worst and at the best order within the bins.
 
-Shape suffixes: B bins, C cells of one output's block, D numbers released.
+Shape suffixes: B bins, C cells of one output's block, L labels, D numbers released.
 """
 
 import math
@@ -134,35 +134,36 @@ def federation_metrics(
 def _output(row: _Floats, plan: MetricsPlan, noise: float, floor: float) -> OutputMetrics:
     mae = None
     if plan.errors:
-        mae = _weighted_mean(row[-2:], np.array([plan.error_bound, 0.0]), noise)
+        mae = _weighted_mean(row[-2:], np.array([plan.error_bound, 0.0]), np.full(2, noise))
     if not plan.scores:
         return OutputMetrics(mae=mae)
-    counts = row[: 2 * plan.bins]
-    negative_B, positive_B = counts.reshape(2, plan.bins)
+    # Negatives came in with their weight. Without it, what is left on them is larger noise.
+    unit_C = np.repeat([1 / plan.negative_weight, 1.0], plan.bins)
+    counts, noise_C = row[: 2 * plan.bins] * unit_C, noise * unit_C
     edges = np.linspace(0, 1, plan.bins + 1)
     return OutputMetrics(
-        auc=_auc(negative_B, positive_B, noise),
-        accuracy=_accuracy(counts, edges, noise),
-        log_loss=_log_loss(counts, edges, noise, floor),
-        positive_rate=_weighted_mean(counts, np.repeat([0.0, 1.0], plan.bins), noise),
-        calibration=tuple(_calibration(counts, edges, noise)),
+        auc=_auc(counts, noise_C),
+        accuracy=_accuracy(counts, edges, noise_C),
+        log_loss=_log_loss(counts, edges, noise_C, floor),
+        positive_rate=_weighted_mean(counts, np.repeat([0.0, 1.0], plan.bins), noise_C),
+        calibration=tuple(_calibration(counts, edges, noise_C)),
         mae=mae,
     )
 
 
-def _weighted_mean(counts_C: _Floats, weight_C: _Floats, noise: float) -> Estimate:
+def _weighted_mean(counts_C: _Floats, weight_C: _Floats, noise_C: _Floats) -> Estimate:
     """Return Σ weight × count / Σ count and its error, by the delta method."""
     total = counts_C.sum()
-    if not total > _TOLD_FROM_NOISE * noise * math.sqrt(counts_C.size):
+    if not total > _TOLD_FROM_NOISE * float(np.linalg.norm(noise_C)):
         return Estimate(value=math.nan, standard_error=math.inf)
     mean = float(weight_C @ counts_C / total)
-    error = noise * float(np.linalg.norm(weight_C - mean)) / total
+    error = float(np.linalg.norm(noise_C * (weight_C - mean))) / total
     # No mean lies outside its weights: moving it in can only bring it nearer.
     value = min(max(mean, float(weight_C.min())), float(weight_C.max()))
     return Estimate(value=value, standard_error=float(error))
 
 
-def _accuracy(counts_C: _Floats, edges: _Floats, noise: float) -> Bounds:
+def _accuracy(counts_C: _Floats, edges: _Floats, noise_C: _Floats) -> Bounds:
     # Chance with which an example of the bin is called positive; open if 0.5 lies inside it.
     sure_B = (edges[:-1] >= 0.5).astype(np.float64)
     possible_B = (edges[1:] > 0.5).astype(np.float64)
@@ -172,22 +173,22 @@ def _accuracy(counts_C: _Floats, edges: _Floats, noise: float) -> Bounds:
         np.concatenate([1 - even_B, even_B]),
         np.concatenate([1 - sure_B, possible_B]),
     )
-    low, middle, high = (_weighted_mean(counts_C, w, noise) for w in right)
+    low, middle, high = (_weighted_mean(counts_C, w, noise_C) for w in right)
     return Bounds(low=low, middle=middle, high=high)
 
 
-def _log_loss(counts_C: _Floats, edges: _Floats, noise: float, floor: float) -> Bounds:
+def _log_loss(counts_C: _Floats, edges: _Floats, noise_C: _Floats, floor: float) -> Bounds:
     kept = np.clip(edges, floor, 1 - floor)
     # A negative's loss grows with the score, a positive's falls.
     least = np.concatenate([-np.log1p(-kept[:-1]), -np.log(kept[1:])])
     most = np.concatenate([-np.log1p(-kept[1:]), -np.log(kept[:-1])])
     low, middle, high = (
-        _weighted_mean(counts_C, w, noise) for w in (least, (least + most) / 2, most)
+        _weighted_mean(counts_C, w, noise_C) for w in (least, (least + most) / 2, most)
     )
     return Bounds(low=low, middle=middle, high=high)
 
 
-def _calibration(counts_C: _Floats, edges: _Floats, noise: float) -> list[CalibrationBin]:
+def _calibration(counts_C: _Floats, edges: _Floats, noise_C: _Floats) -> list[CalibrationBin]:
     bins = edges.size - 1
     found = []
     for b in range(bins):
@@ -196,28 +197,29 @@ def _calibration(counts_C: _Floats, edges: _Floats, noise: float) -> list[Calibr
             CalibrationBin(
                 start=float(edges[b]),
                 end=float(edges[b + 1]),
-                rate=_weighted_mean(counts_C[own], np.array([0.0, 1.0]), noise),
-                share=_weighted_mean(counts_C, 1.0 * own, noise),
+                rate=_weighted_mean(counts_C[own], np.array([0.0, 1.0]), noise_C[own]),
+                share=_weighted_mean(counts_C, 1.0 * own, noise_C),
             )
         )
     return found
 
 
-def _auc(negative_B: _Floats, positive_B: _Floats, noise: float) -> Bounds:
-    low, middle, high = (_ranked(negative_B, positive_B, noise, tie) for tie in (0.0, 0.5, 1.0))
+def _auc(counts_C: _Floats, noise_C: _Floats) -> Bounds:
+    low, middle, high = (_ranked(counts_C, noise_C, tie) for tie in (0.0, 0.5, 1.0))
     return Bounds(low=low, middle=middle, high=high)
 
 
-def _ranked(negative_B: _Floats, positive_B: _Floats, noise: float, tie: float) -> Estimate:
+def _ranked(counts_C: _Floats, noise_C: _Floats, tie: float) -> Estimate:
     """Return the chance that a positive lies above a negative; ``tie``: within one bin."""
+    (negative_B, positive_B), noise_LB = counts_C.reshape(2, -1), noise_C.reshape(2, -1)
     negatives, positives = negative_B.sum(), positive_B.sum()
-    least = _TOLD_FROM_NOISE * noise * math.sqrt(negative_B.size)
-    if not (negatives > least and positives > least):
+    least = _TOLD_FROM_NOISE * np.linalg.norm(noise_LB, axis=1)
+    if not (negatives > least[0] and positives > least[1]):
         return Estimate(value=math.nan, standard_error=math.inf)
     # Noise of different cells is independent, so the products below have the right mean.
     below_B = (np.cumsum(negative_B) - negative_B + tie * negative_B) / negatives
     above_B = (positives - np.cumsum(positive_B) + tie * positive_B) / positives
     auc = float(positive_B @ below_B / positives)
-    slope = np.concatenate([(below_B - auc) / positives, (above_B - auc) / negatives])
-    error = noise * float(np.linalg.norm(slope))
+    slope_C = np.concatenate([(above_B - auc) / negatives, (below_B - auc) / positives])
+    error = float(np.linalg.norm(noise_C * slope_C))
     return Estimate(value=min(max(auc, 0.0), 1.0), standard_error=error)

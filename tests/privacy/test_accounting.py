@@ -74,6 +74,24 @@ def test_noise_is_calibrated_to_the_tolerance_asked_for():
     assert low <= 3.0 < high
 
 
+def test_noise_beside_other_releases_keeps_the_target_and_is_no_larger_than_needed(by_pld):
+    others = [event(0.25, 2.2, 16)]
+    noise = calibrate_noise(
+        2.0, delta=1e-4, sampling_rate=1.0, steps=1, other_events=others, tolerance=1e-2
+    )
+    whole = [*others, event(1.0, noise, 1)]
+    assert epsilon_spent(whole, delta=1e-4) <= 2.0
+    assert epsilon_spent([*others, event(1.0, 0.98 * noise, 1)], delta=1e-4) > 2.0
+    assert by_pld(whole, 1e-4) <= 2.0
+
+
+def test_what_else_is_released_can_leave_no_room():
+    with pytest.raises(PrivacyError, match="beside what else is released"):
+        calibrate_noise(
+            1.0, delta=1e-5, sampling_rate=0.1, steps=5, other_events=[event(1.0, 1.0, 1)]
+        )
+
+
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, math.nan])
 def test_a_target_of_nothing_is_refused(epsilon):
     with pytest.raises(ConfigError, match="epsilon is"):

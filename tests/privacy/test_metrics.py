@@ -49,6 +49,7 @@ PLANS = st.builds(
     bins=st.integers(1, 7),
     examples_per_user=st.integers(4, 30),
     error_bound=st.sampled_from([1e-300, 0.5, 1.0, 1e300]),
+    negative_weight=st.sampled_from([1.0, 0.1, 1e-6]),
 ) | st.builds(
     MetricsPlan,
     noise_multiplier=st.just(2.0),
@@ -152,6 +153,14 @@ def test_scores_fall_into_their_bins_by_label(silent):
     torch.testing.assert_close(out.reshape(2, 4), wanted, atol=2e-3, rtol=0)
 
 
+def test_negatives_enter_with_their_weight_and_leave_the_norm_to_positives(silent):
+    plan = MetricsPlan(noise_multiplier=1.0, bins=2, negative_weight=0.1)
+    # Ten negatives and a positive of one user, then a negative alone.
+    out = release([0.2] * 10 + [0.9, 0.7], [0] * 10 + [1, 0], [1] * 11 + [2], plan)
+    whole = math.sqrt(0.5)
+    torch.testing.assert_close(out, torch.tensor([whole, 0.1, 0, whole]), atol=2e-3, rtol=0)
+
+
 def test_errors_are_bounded_and_come_with_what_is_left_to_the_bound(silent):
     plan = MetricsPlan(noise_multiplier=1.0, scores=False, errors=True, error_bound=10.0)
     out = release([3.0, 0.0, 500.0, math.inf], [1.0, 0.0, 0.0, 0.0], range(4), plan)
@@ -230,6 +239,11 @@ def test_arrays_that_do_not_belong_together_are_refused(score, label, user):
         {"error_bound": 0.0},
         {"error_bound": math.nan},
         {"error_bound": math.inf},
+        {"negative_weight": 0.0},
+        {"negative_weight": math.nan},
+        {"negative_weight": 1.5},
+        {"bins": 10**9},
+        {"outputs": 10**9},
         {"scores": False},
     ],
 )

@@ -29,7 +29,8 @@ def sums(score, label, plan):
     for s, y in zip(score.T, label.T, strict=True):
         if plan.scores:
             cell = np.minimum((s * plan.bins).astype(int), plan.bins - 1) + plan.bins * (y > 0.5)
-            parts.append(np.bincount(cell, minlength=2 * plan.bins))
+            unit = np.repeat([plan.negative_weight, 1.0], plan.bins)
+            parts.append(unit * np.bincount(cell, minlength=2 * plan.bins))
         if plan.errors:
             error = np.minimum(abs(s - y), plan.error_bound) / plan.error_bound
             parts.append([error.sum(), (1 - error).sum()])
@@ -73,6 +74,25 @@ def test_the_true_figure_lies_within_two_standard_errors_as_often_as_it_should(s
     told = [(n, w) for n, (share, w) in shares.items() if share > 0.9]
     assert len(told) > 20
     assert all(w >= 0.91 for _, w in told), told
+
+
+def test_weighted_negatives_change_no_figure_and_their_error_is_right():
+    rare = examples(4000)[0], examples(4000)[1] * (np.arange(4000) % 4 == 0)[:, None]
+    plan = MetricsPlan(noise_multiplier=4.0, bins=10, negative_weight=0.2)
+    plain = MetricsPlan(noise_multiplier=4.0, bins=10)
+    ours, theirs = (
+        dict(figures(federation_metrics(sums(*rare, p), p, 0.0)[0])) for p in (plan, plain)
+    )
+    assert {n: e.value for n, e in ours.items()} == pytest.approx(
+        {n: e.value for n, e in theirs.items()}, nan_ok=True
+    )
+    shares = repeated(sums(*rare, plan), plan, 8.0)
+    for name in ("auc.middle", "accuracy.middle", "log_loss.middle", "positive_rate"):
+        told, within = shares[name]
+        assert told == 1, name
+        assert 0.91 <= within <= 0.99, (name, within)
+    for name in ("auc.middle", "log_loss.middle"):
+        assert repeated(sums(*rare, plan), plan, 8.0, shrink=0.7)[name][1] < 0.9
 
 
 @pytest.mark.parametrize("shrink", [0.5, 0.7])
