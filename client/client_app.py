@@ -9,12 +9,13 @@ from pathlib import Path
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from client.refusals import note, refusal
 from client.worker import Worker, worker_for
 from silotune.errors import ConfigError, MessageError
 from silotune.federation import FEDERATION_VARIABLE
-from silotune.messages import read_request, reply
+from silotune.messages import MetricsRequest, TrainRequest, read_request, reply
 
 __all__ = ["app"]
 
@@ -25,8 +26,9 @@ _REFUSED = 100
 
 
 @app.train()
-def train(message: Message, context: Context) -> Message:
-    """Answer one training request for the silo that this node stands for."""
+@app.evaluate()
+def answer(message: Message, context: Context) -> Message:
+    """Answer one request, to train or to measure, for the silo that this node stands for."""
     # Whatever goes wrong, Flower would send the exception's text to the aggregator.
     log = Path("silo.log")
     try:
@@ -39,7 +41,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 def _answer(worker: Worker, message: Message, index: int) -> Message:
-    what, adapter_D = read_request(message.content)
+    what, adapter_D = _read(message)
     jobs = {job.name: job for job in worker.federation.jobs}
     if what.job not in jobs:
         raise MessageError("the request names a job that this silo's configuration has not.")
@@ -47,10 +49,21 @@ def _answer(worker: Worker, message: Message, index: int) -> Message:
     if what.model != job.model:
         raise MessageError("the request names another model than this silo's configuration.")
     with worker.silo(index, job, what.round) as silo:
-        out = silo.train(what, adapter_D, worker.model(job.model))
-        answer = Message(reply(out.vector()), reply_to=message)
+        model = worker.model(job.model)
+        if isinstance(what, MetricsRequest):
+            out = silo.measure(what, adapter_D, model)
+        else:
+            out = silo.train(what, adapter_D, model)
+        ready = Message(reply(out.vector(), out.name), reply_to=message)
         silo.handed_over(out)
-    return answer
+    return ready
+
+
+def _read(message: Message) -> tuple[TrainRequest | MetricsRequest, Tensor]:
+    # Flower routes by the message type; the request must be of the kind that it announces.
+    if message.metadata.message_type == "train":
+        return read_request(message.content, TrainRequest)
+    return read_request(message.content, MetricsRequest)
 
 
 def _worker(context: Context) -> Worker:

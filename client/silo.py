@@ -6,72 +6,31 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from client import measure
+from client.parameters import PlainParameters, PrivateParameters
 from client.prepared import PreparedExamples
 from client.self_check import check_once
-from client.trainer import PlainConfig, train_plain, train_private
+from client.trainer import train_plain, train_private
 from privacy.accounting import GaussianEvent
-from privacy.dp_sgd import DPConfig
 from privacy.egress import Declaration, Gate, Outgoing
 from privacy.gradients import UserGradients
 from privacy.ledger import Ledger
 from privacy.policy import Ask, Policy
 from privacy.randomness import RandomSource
-from silotune.config import config, from_mapping
-from silotune.errors import ConfigError, MessageError
-from silotune.messages import TrainRequest
+from silotune.config import from_mapping
+from silotune.errors import MessageError
+from silotune.messages import MetricsRequest, TrainRequest
 from silotune.models.text_model import TextModel
 
 __all__ = ["Silo"]
 
 
-@config
-class _PrivateRequest:
-    clip_norm: float
-    noise_multiplier: float
-    sampling_rate: float
-    examples_per_user: int
-    steps: int
-    learning_rate: float
-    mechanism: Literal["gaussian", "discrete-gaussian"] = "gaussian"
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps is {self.steps}; it must be at least 1.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate is {self.learning_rate}; it must be > 0, finite.")
-
-    def settings(self) -> DPConfig:
-        return DPConfig(
-            clip_norm=self.clip_norm,
-            noise_multiplier=self.noise_multiplier,
-            sampling_rate=self.sampling_rate,
-            examples_per_user=self.examples_per_user,
-            mechanism=self.mechanism,
-        )
-
-
-@config
-class _PlainRequest:
-    learning_rate: float
-    optimizer: Literal["sgd", "adam"]
-    batch_size: int
-    epochs: float
-
-    def settings(self) -> PlainConfig:
-        return PlainConfig(
-            learning_rate=self.learning_rate,
-            optimizer=self.optimizer,
-            batch_size=self.batch_size,
-        )
-
-
 class Silo:
-    """One merchant's examples, policy and ledger; answers training requests.
+    """One merchant's examples, policy and ledger; answers requests to train and to measure.
 
     Args:
         name: of the merchant.
@@ -132,14 +91,30 @@ class Silo:
             EgressError: the update is not what it must be; it stays, the charge too.
         """
         began = time.monotonic()
-        if what.base_digest != model.base_digest or what.layout_digest != model.layout.digest:
-            raise MessageError("the request is for another base model or adapter layout.")
-        if adapter_D.shape != (model.layout.size,) or not torch.isfinite(adapter_D).all():
-            raise MessageError("the adapter is not a finite vector of the layout's length.")
+        _check_agreed(what, adapter_D, model)
         if what.private is not None:
             out = self._train_private(what, adapter_D, model)
         else:
             out = self._train_plain(what, adapter_D, model)
+        self._hold(began)
+        return out
+
+    def measure(self, what: MetricsRequest, adapter_D: Tensor, model: TextModel) -> Outgoing:
+        """Return noised sums over the test examples as asked, of ``adapter_D``, float32.
+
+        The release is (ε, δ)-DP per user as charged; the charge is durable before the first
+        example is scored. The same request again gives the stored release, and scores nothing.
+
+        Raises:
+            MessageError: the adapter or the base is not the agreed one.
+            PolicyError: the request is outside the policy. Nothing was scored or charged.
+            BudgetError: it would pass the budget. Nothing was scored or charged.
+            ConfigError: the plan is out of range, or for another number of outputs.
+            EgressError: the release is not what it must be; it stays, the charge too.
+        """
+        began = time.monotonic()
+        _check_agreed(what, adapter_D, model)
+        out = self._measure(what, adapter_D, model)
         self._hold(began)
         return out
 
@@ -148,7 +123,7 @@ class Silo:
         self._gate.handed_over(out)
 
     def _train_private(self, what: TrainRequest, adapter_D: Tensor, model: TextModel) -> Outgoing:
-        ask = from_mapping(_PrivateRequest, what.private or {}, where="request.private")
+        ask = from_mapping(PrivateParameters, what.private or {}, where="request.private")
         settings = ask.settings()
         self._policy.check(
             Ask(
@@ -184,7 +159,7 @@ class Silo:
         reservation = self.ledger.reserve(
             request,
             [event],
-            {"job": what.job, "round": what.round, "task": what.task, "server": self._server},
+            self._about(what),
             epsilon=self._policy.epsilon,
             delta=self._policy.delta,
         )
@@ -218,7 +193,7 @@ class Silo:
             Ask(server=self._server, task=what.task, base_digest=what.base_digest, private=False),
             nominal_users=self._nominal_users,
         )
-        ask = from_mapping(_PlainRequest, what.plain or {}, where="request.plain")
+        ask = from_mapping(PlainParameters, what.plain or {}, where="request.plain")
         model.load_adapter(adapter_D)
         train_plain(model, self._data, ask.settings(), epochs=ask.epochs, seed=what.round)
         return self._gate.release_unprotected(
@@ -226,6 +201,47 @@ class Silo:
             _update(model, adapter_D),
             facts={"job": what.job, "round": what.round},
         )
+
+    def _measure(self, what: MetricsRequest, adapter_D: Tensor, model: TextModel) -> Outgoing:
+        plan = measure.plan_of(what.metrics, model)
+        self._policy.check(
+            measure.ask_of(
+                what,
+                plan,
+                server=self._server,
+                seeded=not self._source.is_private,
+                delta=self._policy.delta,
+            ),
+            nominal_users=self._nominal_users,
+        )
+        request = _digest(what, adapter_D, self._server)
+        stored = self._gate.again(request)
+        if stored is not None:
+            return stored
+        reservation = self.ledger.reserve(
+            request,
+            [plan.event],
+            self._about(what),
+            epsilon=self._policy.epsilon,
+            delta=self._policy.delta,
+        )
+        model.load_adapter(adapter_D)
+        return self._gate.release(
+            reservation,
+            Declaration(
+                name="metrics",
+                size=plan.size,
+                mechanism=measure.MECHANISM,
+                norm_max=measure.norm_limit(plan, self._nominal_users),
+            ),
+            measure.measured(model, self._data, plan, self._source),
+            private=self._source.is_private,
+            facts={"job": what.job, "round": what.round, **asdict(plan)},
+        )
+
+    def _about(self, what: TrainRequest | MetricsRequest) -> dict[str, str | int]:
+        # For people who read the ledger.
+        return {"job": what.job, "round": what.round, "task": what.task, "server": self._server}
 
     def _declare(self, model: TextModel, mechanism: str) -> Declaration:
         return Declaration(
@@ -251,7 +267,14 @@ def _update(model: TextModel, adapter_D: Tensor) -> Tensor:
     return update_D
 
 
-def _digest(what: TrainRequest, adapter_D: Tensor, server: str) -> str:
+def _check_agreed(what: TrainRequest | MetricsRequest, adapter_D: Tensor, model: TextModel) -> None:
+    if what.base_digest != model.base_digest or what.layout_digest != model.layout.digest:
+        raise MessageError("the request is for another base model or adapter layout.")
+    if adapter_D.shape != (model.layout.size,) or not torch.isfinite(adapter_D).all():
+        raise MessageError("the adapter is not a finite vector of the layout's length.")
+
+
+def _digest(what: TrainRequest | MetricsRequest, adapter_D: Tensor, server: str) -> str:
     text = json.dumps([server, asdict(what)], sort_keys=True)
     digest = hashlib.sha256(text.encode())
     digest.update(adapter_D.detach().cpu().contiguous().numpy().tobytes())

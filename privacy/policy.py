@@ -3,12 +3,15 @@
 One TOML file of the merchant. No server message can change it; nothing is silently clamped.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from silotune.config import config
 from silotune.errors import ConfigError, PolicyError
 
 __all__ = ["Ask", "Policy"]
+
+_METRICS = ("scores", "errors")
 
 
 @config
@@ -40,7 +43,8 @@ class Policy:
     """Seconds. Above 0, a reply leaves at a multiple of it after the request came, so that its
     time tells no more than which multiple."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Metrics that may leave, by name, and the most ε that one release of each may cost."""
+    """What may leave of `privacy.metrics`, and the most ε that one release with it may cost:
+    'scores' (AUC, accuracy, log loss, calibration), 'errors' (mean absolute error)."""
     plain_training: bool = False
     """Allow training without privacy. Only for simulations on data that is not personal."""
     seeded_noise: bool = False
@@ -69,6 +73,8 @@ class Policy:
         for name, epsilon in self.metrics.items():
             if not epsilon > 0:
                 raise ConfigError(f"metrics.{name} is {epsilon}; its ε must be > 0.")
+            if name not in _METRICS:
+                raise ConfigError(f"metrics.{name} is no release; known: {', '.join(_METRICS)}.")
 
     def check(self, ask: "Ask", *, nominal_users: int) -> None:
         """Raise PolicyError naming every limit that ``ask`` is outside of; else return.
@@ -93,7 +99,10 @@ class Policy:
             )
             if wrong
         ]
-        reasons += self._of_noise(ask) if ask.private else self._of_plain()
+        if ask.metrics:
+            reasons += self._of_metrics(ask)
+        else:
+            reasons += self._of_noise(ask) if ask.private else self._of_plain()
         if ask.private and ask.seeded and not self.seeded_noise:
             reasons.append("noise: the silo's noise is seeded, which the policy does not allow")
         if reasons:
@@ -104,6 +113,17 @@ class Policy:
         if self.plain_training:
             return []
         return ["private: training without privacy is not allowed"]
+
+    def _of_metrics(self, ask: "Ask") -> list[str]:
+        reasons = [] if ask.mechanism in self.mechanisms else [f"mechanism: {ask.mechanism!r}"]
+        for name in ask.metrics:
+            limit = self.metrics.get(name)
+            if limit is None:
+                reasons.append(f"metrics: {name!r} is not listed")
+            # Written so that a NaN is outside of every limit.
+            elif not ask.metrics_epsilon <= limit:
+                reasons.append(f"metrics: {name!r} at ε = {ask.metrics_epsilon:.3g} of {limit:g}")
+        return reasons
 
     def _of_noise(self, ask: "Ask") -> list[str]:
         checks = (
@@ -138,3 +158,7 @@ class Ask:
     steps: int = 0
     examples_per_user: int = 0
     mechanism: str = "gaussian"
+    metrics: tuple[str, ...] = ()
+    """What a release of metrics holds; not empty: it asks for metrics, not for training."""
+    metrics_epsilon: float = math.inf
+    """ε of that release alone, at the policy's δ."""

@@ -102,6 +102,10 @@ class MetricsSum:
         self._sum_D += release_D.double()
         self.count += 1
 
+    def sum(self) -> Tensor:
+        """Return the sum so far, (D,) float64."""
+        return self._sum_D.clone()
+
     def metrics(self, *, score_floor: float = 1e-3) -> tuple[OutputMetrics, ...]:
         """Return the quality of each output, the noise of all silos counted."""
         noise_std = math.sqrt(self.count) * self._plan.noise_std

@@ -1,4 +1,4 @@
-"""Durable state of a federated run: the adapter after each round, and what the round cost.
+"""Durable state of a federated run: adapters by round, what rounds cost and what was measured.
 
 A round is there when its file is: written under another name, synced, renamed. A killed
 aggregator starts again at the first round that is not there.
@@ -39,6 +39,27 @@ class RunStore:
         with (self.folder / "rounds.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"round": round_, **record}) + "\n")
 
+    def save_metrics(self, round_: int, record: dict[str, Any]) -> None:
+        """Make what was measured after ``round_`` durable, whole or not at all."""
+        target = self._metrics_path(round_)
+        part = target.with_suffix(".part")
+        with part.open("w", encoding="utf-8") as file:
+            json.dump(record, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+
+    def metrics(self, round_: int) -> dict[str, Any] | None:
+        """Return what `save_metrics` stored for ``round_``, or None. Raises ConfigError."""
+        path = self._metrics_path(round_)
+        if not path.exists():
+            return None
+        try:
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: damaged ({error}); delete it to measure again.") from error
+        return record
+
     def next_round(self) -> int:
         """Return the first round whose adapter is not there."""
         round_ = 0
@@ -70,6 +91,9 @@ class RunStore:
             for line in path.read_text(encoding="utf-8").splitlines():
                 if line.endswith("}"):
                     yield json.loads(line)
+
+    def _metrics_path(self, round_: int) -> Path:
+        return self.folder / f"metrics-{round_:04d}.json"
 
     def _path(self, round_: int) -> Path:
         return self.folder / f"round-{round_:04d}.safetensors"

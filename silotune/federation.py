@@ -33,6 +33,11 @@ class Job:
     plain: dict[str, float | str] | None = None
     epsilon: float | None = None
     """Budget per user that the silos' policy allows this job. None: plain jobs only."""
+    metrics: dict[str, float] | None = None
+    """`privacy.metrics.MetricsPlan` of what the silos release about quality, inside ``epsilon``.
+    None: nothing."""
+    metrics_every: int | None = None
+    """Measure after every so many rounds, beside the last. None: after the last only."""
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
@@ -47,6 +52,12 @@ class Job:
             raise ConfigError(f"job '{self.name}' needs exactly one of private and plain.")
         if self.private is not None and self.epsilon is None:
             raise ConfigError(f"job '{self.name}' is private and has no epsilon.")
+        if self.metrics is not None and self.private is None:
+            raise ConfigError(f"job '{self.name}' is plain; only private jobs release metrics.")
+        if self.metrics_every is not None and self.metrics_every < 1:
+            raise ConfigError(
+                f"job '{self.name}': metrics_every is {self.metrics_every}; it must be at least 1."
+            )
 
 
 @config

@@ -1,12 +1,14 @@
 """What crosses between aggregator and silo: one flat float32 array and one checked request.
 
+Two requests: train from an adapter, and measure one.
+
 Every message is read as hostile: exact keys, one array of the agreed length, finite numbers,
 a size limit before anything is parsed.
 """
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +18,23 @@ from torch import Tensor
 from silotune.config import config, from_mapping
 from silotune.errors import ConfigError, MessageError
 
-__all__ = ["PROTOCOL", "TrainRequest", "read_reply", "read_request", "reply", "request"]
+__all__ = [
+    "PROTOCOL",
+    "MetricsRequest",
+    "TrainRequest",
+    "read_reply",
+    "read_request",
+    "reply",
+    "request",
+]
 
 PROTOCOL = 1
 """Changes when the meaning of a message does."""
 
 _MAX_REQUEST = 16_384
 _FLAT = "flat"
+
+_Request = TypeVar("_Request", "TrainRequest", "MetricsRequest")
 
 
 @config
@@ -49,16 +61,45 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         """Check what holds for every request. Raises ConfigError."""
-        if self.protocol != PROTOCOL:
-            raise ConfigError(f"protocol is {self.protocol}; this version speaks {PROTOCOL}.")
-        if self.round < 0:
-            raise ConfigError(f"round is {self.round}; it must not be negative.")
+        _check_common(self.protocol, self.round)
         if (self.private is None) == (self.plain is None):
             raise ConfigError("exactly one of private and plain must be there.")
 
 
-def request(what: TrainRequest, adapter_D: Tensor) -> RecordDict:
-    """Pack a request and the adapter to start from, (D,) float32."""
+@config
+class MetricsRequest:
+    """Which noised sums the aggregator asks for, of one adapter on the silo's test examples."""
+
+    job: str
+    """Whose adapter it is; the ledger charges by it."""
+    round: int
+    """After which the adapter came out, counted from 0."""
+    task: str
+    """Name of what was learned."""
+    model: str
+    """Name of one of the models both sides have configured."""
+    base_digest: str
+    """Of the base model the adapter belongs to; 'none' for a model without text."""
+    layout_digest: str
+    """Of the adapter's names and shapes."""
+    metrics: dict[str, float]
+    """`privacy.metrics.MetricsPlan`."""
+    protocol: int = PROTOCOL
+
+    def __post_init__(self) -> None:
+        """Check what holds for every request. Raises ConfigError."""
+        _check_common(self.protocol, self.round)
+
+
+def _check_common(protocol: int, round_: int) -> None:
+    if protocol != PROTOCOL:
+        raise ConfigError(f"protocol is {protocol}; this version speaks {PROTOCOL}.")
+    if round_ < 0:
+        raise ConfigError(f"round is {round_}; it must not be negative.")
+
+
+def request(what: TrainRequest | MetricsRequest, adapter_D: Tensor) -> RecordDict:
+    """Pack a request and the adapter to start from or to measure, (D,) float32."""
     return RecordDict(
         {
             "adapter": _pack(adapter_D),
@@ -67,17 +108,17 @@ def request(what: TrainRequest, adapter_D: Tensor) -> RecordDict:
     )
 
 
-def reply(update_D: Tensor) -> RecordDict:
-    """Pack a silo's update, (D,) float32. Nothing else leaves with it."""
-    return RecordDict({"update": _pack(update_D)})
+def reply(release_D: Tensor, name: str) -> RecordDict:
+    """Pack a silo's release, 'update' or 'metrics', (D,) float32. Nothing else leaves with it."""
+    return RecordDict({name: _pack(release_D)})
 
 
-def read_request(content: RecordDict) -> tuple[TrainRequest, Tensor]:
-    """Unpack and check what the aggregator sent.
+def read_request(content: RecordDict, kind: type[_Request]) -> tuple[_Request, Tensor]:
+    """Unpack and check what the aggregator sent, as the ``kind`` that its message type is for.
 
     Raises:
         MessageError: anything but the two records, a request that is too large, not JSON or
-            not a `TrainRequest`, or an array that is not one finite float32 vector.
+            not a ``kind``, or an array that is not one finite float32 vector.
     """
     _exact_keys(content, {"adapter", "request"})
     fields = content["request"]
@@ -93,16 +134,16 @@ def read_request(content: RecordDict) -> tuple[TrainRequest, Tensor]:
     if not isinstance(raw, dict):
         raise MessageError("request is not a JSON object.")
     try:
-        what = from_mapping(TrainRequest, raw, where="request")
+        what = from_mapping(kind, raw, where="request")
     except ConfigError as error:
         raise MessageError(str(error)) from error
     return what, _unpack(content["adapter"], None)
 
 
-def read_reply(content: RecordDict, size: int) -> Tensor:
-    """Unpack and check a silo's update, (size,) float32. Raises MessageError."""
-    _exact_keys(content, {"update"})
-    return _unpack(content["update"], size)
+def read_reply(content: RecordDict, size: int, name: str) -> Tensor:
+    """Unpack and check a silo's release of that name, (size,) float32. Raises MessageError."""
+    _exact_keys(content, {name})
+    return _unpack(content[name], size)
 
 
 def _exact_keys(content: RecordDict, wanted: set[str]) -> None:

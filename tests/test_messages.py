@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -6,7 +7,14 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from silotune.errors import MessageError
-from silotune.messages import TrainRequest, read_reply, read_request, reply, request
+from silotune.messages import (
+    MetricsRequest,
+    TrainRequest,
+    read_reply,
+    read_request,
+    reply,
+    request,
+)
 
 ASK = TrainRequest(
     job="a",
@@ -17,20 +25,43 @@ ASK = TrainRequest(
     layout_digest="c",
     private={"steps": 1},
 )
+MEASURE = MetricsRequest(
+    job="a",
+    round=0,
+    task="t",
+    model="text",
+    base_digest="b",
+    layout_digest="c",
+    metrics={"noise_multiplier": 8.0, "bins": 10},
+)
 
 
-def test_request_and_reply_survive_the_journey():
+@pytest.mark.parametrize(("ask", "name"), [(ASK, "update"), (MEASURE, "metrics")])
+def test_request_and_reply_survive_the_journey(ask, name):
     adapter = torch.arange(5, dtype=torch.float32)
-    what, vector = read_request(request(ASK, adapter))
-    assert what == ASK
+    what, vector = read_request(request(ask, adapter), type(ask))
+    assert what == ask
     assert torch.equal(vector, adapter)
-    assert torch.equal(read_reply(reply(adapter), 5), adapter)
+    assert torch.equal(read_reply(reply(adapter, name), 5, name), adapter)
 
 
-def test_a_reply_carries_one_array_and_nothing_else():
-    content = reply(torch.zeros(3))
-    assert set(content) == {"update"}
-    assert set(content["update"]) == {"flat"}
+@pytest.mark.parametrize(("ask", "kind"), [(ASK, MetricsRequest), (MEASURE, TrainRequest)])
+def test_a_request_of_the_other_kind_is_refused(ask, kind):
+    with pytest.raises(MessageError, match="unknown key"):
+        read_request(request(ask, torch.zeros(3)), kind)
+
+
+def test_a_release_of_the_other_name_is_refused():
+    for name, other in (("update", "metrics"), ("metrics", "update")):
+        with pytest.raises(MessageError, match="must hold"):
+            read_reply(reply(torch.zeros(3), name), 3, other)
+
+
+@pytest.mark.parametrize("name", ["update", "metrics"])
+def test_a_reply_carries_one_array_and_nothing_else(name):
+    content = reply(torch.zeros(3), name)
+    assert set(content) == {name}
+    assert set(content[name]) == {"flat"}
     assert content.metric_records == {}
     assert content.config_records == {}
 
@@ -39,6 +70,7 @@ def _array(values):
     return ArrayRecord({"flat": Array(np.asarray(values))})
 
 
+@pytest.mark.parametrize("name", ["update", "metrics"])
 @pytest.mark.parametrize(
     "record",
     [
@@ -56,25 +88,26 @@ def _array(values):
         ),
     ],
 )
-def test_a_malformed_update_is_refused(record):
+def test_a_malformed_release_is_refused(record, name):
     with pytest.raises(MessageError):
-        read_reply(RecordDict({"update": record}), 3)
+        read_reply(RecordDict({name: record}), 3, name)
 
 
 def test_an_array_that_says_another_shape_than_its_bytes_is_refused():
     honest = Array(np.zeros(64, np.float32))
     lying = Array(dtype="float32", shape=(60,), stype=honest.stype, data=honest.data)
     with pytest.raises(MessageError):
-        read_reply(RecordDict({"update": ArrayRecord({"flat": lying})}), 60)
+        read_reply(RecordDict({"update": ArrayRecord({"flat": lying})}), 60, "update")
 
 
 def test_a_metric_beside_the_update_is_refused():
-    content = reply(torch.zeros(3))
+    content = reply(torch.zeros(3), "update")
     content["metrics"] = MetricRecord({"loss": 0.5})
     with pytest.raises(MessageError, match="metrics"):
-        read_reply(content, 3)
+        read_reply(content, 3, "update")
 
 
+@pytest.mark.parametrize("kind", [TrainRequest, MetricsRequest])
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -86,31 +119,42 @@ def test_a_metric_beside_the_update_is_refused():
         (json.dumps({"job": "a", "rounds": 1}), "did you mean 'round'"),
     ],
 )
-def test_a_malformed_request_is_refused_in_words(text, words):
+def test_a_malformed_request_is_refused_in_words(text, words, kind):
     content = RecordDict(
         {"adapter": _array(np.zeros(3, np.float32)), "request": ConfigRecord({"json": text})}
     )
     with pytest.raises(MessageError, match=words):
-        read_request(content)
+        read_request(content, kind)
 
 
 @pytest.mark.parametrize(
     "change", [{"protocol": 2}, {"round": -1}, {"plain": {"epochs": 1.0}}, {"private": None}]
 )
 def test_an_impossible_request_is_refused(change):
-    raw = {
-        "job": "a",
-        "round": 0,
-        "model": "m",
-        "base_digest": "b",
-        "layout_digest": "c",
-        "private": {"steps": 1},
-    } | change
+    _refused(asdict(ASK) | change, TrainRequest, "|".join(change))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"protocol": 2}, "protocol"),
+        ({"round": -1}, "round"),
+        ({"metrics": None}, "metrics"),
+        ({"metrics": {"bins": [1]}}, "bins"),
+        ({"metrics": {"bins": {}}}, "bins"),
+        ({"rows": True}, "unknown key 'rows'"),
+    ],
+)
+def test_an_impossible_request_for_metrics_is_refused(change, words):
+    _refused(asdict(MEASURE) | change, MetricsRequest, words)
+
+
+def _refused(raw, kind, words):
     content = RecordDict(
         {
             "adapter": _array(np.zeros(3, np.float32)),
             "request": ConfigRecord({"json": json.dumps(raw)}),
         }
     )
-    with pytest.raises(MessageError):
-        read_request(content)
+    with pytest.raises(MessageError, match=words):
+        read_request(content, kind)

@@ -1,6 +1,7 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,10 +12,11 @@ from client.client_app import app
 from client.refusals import WORDS, note, refusal
 from silotune.errors import PolicyError, SilotuneError
 from silotune.federation import build_model, read_federation
-from silotune.messages import TrainRequest, read_reply, request
+from silotune.messages import MetricsRequest, TrainRequest, read_reply, request
 from simulations.inline_engine import InlineGrid
 
 SECRET = "user 4711 bought item 8"
+METRICS = {"noise_multiplier": 8.0, "bins": 10, "examples_per_user": 8}
 ERRORS = [
     getattr(silotune.errors, name) for name in silotune.errors.__all__ if name != "SilotuneError"
 ]
@@ -26,7 +28,7 @@ def agreed(small_federation, tmp_path_factory):
     folder = tmp_path_factory.mktemp("agreed")
     path = small_federation(folder, "private", noise_seed=1)
     federation = read_federation(path)
-    job = replace(federation.jobs[0], model="numeric")
+    job = replace(federation.jobs[0], model="numeric", metrics=METRICS)
     replace(federation, jobs=(job,)).save(path)
     model = build_model(federation.models, job.model, federation.task)
     what = TrainRequest(
@@ -42,15 +44,22 @@ def agreed(small_federation, tmp_path_factory):
     return path, what, model
 
 
+def _measure(what):
+    """The request for metrics that goes with a request to train."""
+    common = {k: v for k, v in asdict(what).items() if k not in ("private", "plain")}
+    return MetricsRequest(**common, metrics=METRICS)
+
+
 @pytest.fixture
 def send(agreed):
     """A function that sends a request to the first silo; returns its reply and its context."""
     path, what, model = agreed
 
-    def send(**changes):
+    def send(kind="train", ask=None, **changes):
         context = Context(1, 1, {"partition-id": 0}, RecordDict(), {"federation": str(path)})
-        content = request(replace(what, **changes), model.adapter())
-        message = Message(content, dst_node_id=1, message_type="train")
+        ask = ask or (what if kind == "train" else _measure(what))
+        content = request(replace(ask, **changes), model.adapter())
+        message = Message(content, dst_node_id=1, message_type=kind)
         return app(message, context), context
 
     return send
@@ -60,19 +69,48 @@ def test_a_reply_is_one_array_and_leaves_no_state_behind(send, agreed):
     model = agreed[2]
     reply, context = send()
     assert not reply.has_error()
-    assert read_reply(reply.content, model.layout.size).shape == (model.layout.size,)
+    assert read_reply(reply.content, model.layout.size, "update").shape == (model.layout.size,)
     assert len(context.state) == 0
 
 
+def test_metrics_leave_as_one_noised_vector_that_a_repeated_request_gets_again(send):
+    replies = [send("evaluate") for _ in range(2)]
+    first, again = (read_reply(r.content, 20, "metrics") for r, _ in replies)
+    assert torch.equal(first, again)
+    assert all(len(context.state) == 0 for _, context in replies)
+
+
+def test_a_request_under_the_other_message_type_is_refused(send, agreed):
+    for kind, ask in (("train", _measure(agreed[1])), ("evaluate", agreed[1])):
+        reply, _ = send(kind, ask)
+        assert reply.error.reason == "refused: not a valid request"
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_job_that_the_silo_does_not_have_is_refused(send, kind):
+    assert send(kind, job="other")[0].error.reason == "refused: not a valid request"
+    assert send(kind, model="text")[0].error.reason == "refused: not a valid request"
+
+
+def test_metrics_outside_the_policy_are_answered_with_the_limits_names(send):
+    reply, _ = send("evaluate", task="other", metrics=METRICS | {"noise_multiplier": 1.0})
+    assert reply.error.reason == "refused by the policy (metrics, task)"
+    reply, _ = send("evaluate", metrics=METRICS | {"errors": 1.0})
+    assert reply.error.reason == "refused by the policy (metrics)"
+
+
+@pytest.mark.parametrize("message_type", ["train", "evaluate"])
 @pytest.mark.parametrize("place", ["read_request", "reply", "_worker"])
 @pytest.mark.parametrize("kind", [*ERRORS, KeyError, MemoryError, AssertionError, OSError])
-def test_no_word_of_an_exception_reaches_the_aggregator(send, tmp_path, monkeypatch, place, kind):
+def test_no_word_of_an_exception_reaches_the_aggregator(
+    send, tmp_path, monkeypatch, place, kind, message_type
+):
     def fail(*_):
         raise kind(SECRET)
 
     monkeypatch.setattr(client.client_app, place, fail)
     monkeypatch.chdir(tmp_path)
-    reply, _ = send()
+    reply, _ = send(message_type)
     assert reply.error.reason in WORDS
     assert SECRET not in str(reply.error)
     assert SECRET not in str(reply.metadata)

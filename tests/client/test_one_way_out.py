@@ -79,7 +79,7 @@ def test_the_door_makes_two_messages_a_release_and_a_refusal():
     contents = sorted(ast.unparse(m.args[0]) for m in messages)
     assert contents == [
         "Error(code=_REFUSED, reason=refusal(error))",
-        "reply(out.vector())",
+        "reply(out.vector(), out.name)",
     ]
     for message in messages:
         assert [k.arg for k in message.keywords] == ["reply_to"]
@@ -92,7 +92,33 @@ def test_what_the_door_replies_with_came_from_the_silo_by_its_gate():
         for n in ast.walk(tree)
         if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "out"
     ]
-    assert made == ["silo.train(what, adapter_D, worker.model(job.model))"]
+    assert made == ["silo.measure(what, adapter_D, model)", "silo.train(what, adapter_D, model)"]
+
+
+def test_what_a_silo_returns_came_from_its_gate():
+    tree = _tree(ROOT / "client" / "silo.py")
+    (silo,) = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Silo"]
+    makers = [
+        f
+        for f in silo.body
+        if isinstance(f, ast.FunctionDef) and f.returns and ast.unparse(f.returns) == "Outgoing"
+    ]
+    names = {f.name for f in makers}
+    assert names == {"train", "measure", "_train_private", "_train_plain", "_measure"}
+    for maker in makers:
+        returned = {ast.unparse(n.value) for n in ast.walk(maker) if isinstance(n, ast.Return)}
+        for value in returned:
+            assert value in ("out", "stored") or value.startswith("self._gate.release"), value
+        made = {
+            ast.unparse(n.value)
+            for n in ast.walk(maker)
+            if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) in ("out", "stored")
+        }
+        for value in made:
+            assert (
+                value.startswith("self._gate.")
+                or value.removeprefix("self.").partition("(")[0] in names
+            ), value
 
 
 def test_the_door_keeps_no_state_and_makes_no_record_where_flower_could_send_it():
@@ -114,7 +140,9 @@ def test_every_statement_of_a_handler_is_inside_its_try():
             isinstance(d, ast.Call) and ast.unparse(d).startswith("app.") for d in f.decorator_list
         )
     ]
-    assert [f.name for f in handlers] == ["train"]
+    assert [f.name for f in handlers] == ["answer"]
+    kinds = [ast.unparse(d) for d in handlers[0].decorator_list]
+    assert kinds == ["app.train()", "app.evaluate()"]
     for handler in handlers:
         statements = [s for s in handler.body if not isinstance(s, ast.Expr)]
         # A constant before it; then the try, which catches everything and ends the function.
@@ -145,4 +173,4 @@ def test_a_reply_holds_one_array_and_nothing_else():
         f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == "reply"
     ]
     (returned,) = [n for n in ast.walk(function) if isinstance(n, ast.Return)]
-    assert ast.unparse(returned.value) == "RecordDict({'update': _pack(update_D)})"
+    assert ast.unparse(returned.value) == "RecordDict({name: _pack(release_D)})"

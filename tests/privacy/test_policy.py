@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +58,33 @@ def test_nothing_outside_a_limit_passes_whatever_is_asked(noise, clip, rate, ste
             POLICY.check(ask, nominal_users=100)
 
 
+MEASURE = {k: ASK[k] for k in ("server", "task", "base_digest", "private")} | {
+    "mechanism": "discrete-gaussian"
+}
+
+
+def test_metrics_may_leave_up_to_their_epsilon_and_no_others():
+    policy = replace(POLICY, metrics={"scores": 0.5, "errors": 0.1})
+    names = ("scores", "errors")
+    policy.check(Ask(**MEASURE, metrics=names[:1], metrics_epsilon=0.5), nominal_users=100)
+    for epsilon, reasons in ((0.2, 1), (0.6, 2), (math.nan, 2), (math.inf, 2)):
+        with pytest.raises(PolicyError) as caught:
+            policy.check(Ask(**MEASURE, metrics=names, metrics_epsilon=epsilon), nominal_users=100)
+        assert caught.value.limits == ("metrics",) * reasons
+    with pytest.raises(PolicyError, match="metrics: 'scores' is not listed"):
+        POLICY.check(Ask(**MEASURE, metrics=names[:1], metrics_epsilon=1e-9), nominal_users=100)
+
+
+def test_every_reason_against_metrics_is_in_one_message():
+    policy = replace(POLICY, mechanisms=("gaussian",), metrics={"scores": 0.5})
+    ask = MEASURE | {"server": "x", "task": "x", "base_digest": "x", "seeded": True}
+    with pytest.raises(PolicyError) as caught:
+        policy.check(Ask(**ask, metrics=("scores", "errors")), nominal_users=10**6)
+    assert caught.value.limits == (
+        *("delta", "server", "task", "base_digest", "mechanism", "metrics", "metrics", "noise"),
+    )
+
+
 def test_the_delta_must_fit_the_declared_users():
     with pytest.raises(PolicyError, match="delta: 1e-05 is not below 1/users"):
         POLICY.check(Ask(**ASK), nominal_users=100_000)
@@ -77,7 +107,9 @@ def test_plain_training_and_seeded_noise_need_a_word_in_the_policy():
         ("sampling_rate_max = 1.5", r"in \(0, 1\]"),
         ("noise_floor = 1.0", "unknown key 'noise_floor'"),
         ("reply_interval = -1.0", ">= 0"),
-        ("[metrics]\nauc = 0.0", "must be > 0"),
+        ("[metrics]\nscores = 0.0", "must be > 0"),
+        ("[metrics]\nscores = nan", "must be > 0"),
+        ("[metrics]\nauc = 1.0", "metrics.auc is no release; known: scores, errors"),
     ],
 )
 def test_a_wrong_line_is_named_with_its_file(tmp_path, line, words):

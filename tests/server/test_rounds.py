@@ -53,8 +53,8 @@ def _content(answer, content):
 @pytest.mark.parametrize(
     "forge",
     [
-        lambda a: [_content(a, reply(torch.full((7,), float("nan"))))],
-        lambda a: [_content(a, reply(torch.zeros(8)))],
+        lambda a: [_content(a, reply(torch.full((7,), float("nan")), "update"))],
+        lambda a: [_content(a, reply(torch.zeros(8), "update"))],
         lambda a: [_content(a, RecordDict({}))],
         lambda _: [],
     ],
