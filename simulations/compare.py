@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from privacy.accounting import calibrate_noise
 from silotune.federation import Federation, Job, build_model
 from silotune.tables.silo_folder import SiloFolder
 from simulations.flower_engine import run_flower
@@ -24,6 +23,7 @@ from simulations.preparation import (
     seeded_model,
     seeded_task,
 )
+from simulations.private_metrics import noise_for
 from simulations.progress import Stages
 from simulations.repetition import Repetition
 from simulations.run_folder import RunFolder
@@ -107,16 +107,17 @@ class Comparison:
             "batch_size": plain.optimizer.batch_size,
         }
         jobs = [
-            Job(name="federated", rounds=plain.rounds, plain=ask),
-            Job(name="numeric-federated", model="numeric", rounds=plain.rounds, plain=ask),
+            Job(
+                name=name,
+                model=model,
+                rounds=plain.rounds,
+                server_momentum=plain.server_momentum,
+                plain=ask,
+            )
+            for name, model in (("federated", "text"), ("numeric-federated", "numeric"))
         ]
         for epsilon in private.epsilons:
-            sigma = calibrate_noise(
-                epsilon,
-                delta=private.delta,
-                sampling_rate=private.sampling_rate,
-                steps=private.rounds * private.steps,
-            )
+            sigma, metrics = noise_for(epsilon, private)
             for prefix, model, rate in (
                 ("federated", "text", private.learning_rate),
                 ("numeric", "numeric", private.numeric_learning_rate),
@@ -138,6 +139,7 @@ class Comparison:
                         server_momentum=private.server_momentum,
                         private=request,
                         epsilon=epsilon,
+                        metrics=metrics,
                     )
                 )
         return tuple(jobs)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from client.trainer import PlainConfig
+from privacy.metrics import MetricsPlan
 from silotune.config import config, from_toml
 from silotune.errors import ConfigError
 from silotune.models.text_model import ModelConfig
@@ -74,6 +75,11 @@ class LocalTraining:
             raise ConfigError(f"own_share is {self.own_share}; it must be in [0, 1].")
 
 
+def _check_momentum(value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"server_momentum is {value}; it must be at least 0 and below 1.")
+
+
 @config
 class FederatedTraining:
     """Federated rounds without noise."""
@@ -82,6 +88,12 @@ class FederatedTraining:
     epochs: float = 1
     """Passes over a merchant's examples in a round."""
     optimizer: PlainConfig = PlainConfig(learning_rate=0.1)
+    server_momentum: float = 0.0
+    """`silotune.federation.Job.server_momentum` of these rounds."""
+
+    def __post_init__(self) -> None:
+        """Check ranges. Raises ConfigError."""
+        _check_momentum(self.server_momentum)
 
 
 @config
@@ -107,6 +119,13 @@ class PrivateTraining:
     """Learning rate of the model without text."""
     mechanism: Literal["gaussian", "discrete-gaussian"] = "gaussian"
     """Float64 noise, or the hardened discrete one."""
+    metrics_share: float = 0.02
+    """How much more noise training takes, so that metrics of the last round fit into the same
+    ε. 0: no metrics."""
+    metrics_bins: int = 10
+    """`privacy.metrics.MetricsPlan.bins`: more of them tell finer, under more noise."""
+    metrics_negative_weight: float = 0.1
+    """`privacy.metrics.MetricsPlan.negative_weight`: about the share of positives."""
     noise: Literal["secure", "seeded"] = "secure"
     """Seeded noise repeats a run exactly, and is marked as not private everywhere."""
 
@@ -119,6 +138,16 @@ class PrivateTraining:
                 )
         if not 0 < self.delta < 1:
             raise ConfigError(f"delta is {self.delta}; it must be above 0 and below 1/users.")
+        if not 0 <= self.metrics_share <= 1:
+            raise ConfigError(f"metrics_share is {self.metrics_share}; it must be in [0, 1].")
+        for own, field in (
+            ("metrics_bins", "bins"),
+            ("metrics_negative_weight", "negative_weight"),
+        ):
+            try:
+                MetricsPlan(noise_multiplier=1.0, **{field: getattr(self, own)})
+            except ConfigError as error:
+                raise ConfigError(f"metrics_{error}") from None
         if not 0 < self.sampling_rate <= 1:
             raise ConfigError(f"sampling_rate is {self.sampling_rate}; it must be in (0, 1].")
         if len(self.own_shares) < len(self.epsilons):
@@ -129,10 +158,7 @@ class PrivateTraining:
         for share in self.own_shares:
             if not 0 <= share <= 1:
                 raise ConfigError(f"own_shares holds {share}; each must be in [0, 1].")
-        if not 0 <= self.server_momentum < 1:
-            raise ConfigError(
-                f"server_momentum is {self.server_momentum}; it must be at least 0 and below 1."
-            )
+        _check_momentum(self.server_momentum)
         for field in (
             "rounds",
             "steps",
