@@ -34,6 +34,25 @@ KINDS: Mapping[str, _Kind] = {
     ),
     # What a user of this merchant has spent after a round. Null ε: no bound.
     "privacy": _Kind(needs=_OF_ARM | {"merchant": str, "round": int}, may=("epsilon", "delta")),
+    # What the federation measured privately after a round, one record for each figure, beside
+    # what only a simulation knows. Null: too little to tell from noise.
+    "private-metrics": _Kind(
+        needs=_OF_ARM | {"round": int, "metric": str},
+        may=(
+            "value",
+            "standard_error",
+            "low",
+            "low_error",
+            "high",
+            "high_error",
+            "noiseless",
+            "noiseless_low",
+            "noiseless_high",
+            "exact",
+            "noise_multiplier",
+            "replies",
+        ),
+    ),
     # Bins of (mean score, rate of positives, rows) over all merchants' test rows.
     "calibration": _Kind(needs=_OF_ARM | {"bins": list}),
     "event": _Kind(needs={"message": str}),

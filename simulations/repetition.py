@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from privacy.accounting import GaussianEvent, epsilon_spent
-from privacy.ledger import Ledger
+from privacy.ledger import Ledger, events_of
 from server.run_store import RunStore
 from silotune.federation import Federation, Job, build_model
 from silotune.models.export import export_adapter
@@ -22,6 +22,7 @@ from silotune.tasks.metrics import calibration_bins, quality
 from simulations.baselines import logistic, popularity
 from simulations.pool import SiloPool, score, train_alone, train_pooled
 from simulations.preparation import Merchants
+from simulations.private_metrics import records_of
 from simulations.run_folder import RunFolder
 from simulations.scenario import Scenario
 
@@ -121,9 +122,10 @@ class Repetition:
             if job.name not in self._done:
                 with self._stage(f"quality of {job.name}") as progress:
                     self._curve(job, store, progress)
-                    self._record(
-                        job.name, self._scores(job.model, last_D, folders=self.merchants.folders)
-                    )
+                    scores = self._scores(job.model, last_D, folders=self.merchants.folders)
+                    # Before the scores: where they are, nothing of the job is missing.
+                    self._private_metrics(job, store, scores)
+                    self._record(job.name, scores)
                 if job.private is not None:
                     self._privacy(job, federation)
                 model.load_adapter(last_D)
@@ -182,20 +184,33 @@ class Repetition:
             )
             progress(record["round"] + 1, job.rounds)
 
+    def _private_metrics(self, job: Job, store: RunStore, scores: _Scores) -> None:
+        last = job.rounds - 1
+        stored = store.metrics(last)
+        if stored is None:
+            return
+        silos = [(self.merchants.data[n].examples, s) for n, s in scores.items()]
+        of_job = {"kind": "private-metrics", "seed": self.seed, "arm": job.name, "round": last}
+        for figure in records_of(stored, silos):
+            self.folder.append({**of_job, **figure})
+
     def _privacy(self, job: Job, federation: Federation) -> None:
         for name in self.merchants.folders:
             path = Path(federation.state) / "ledgers" / job.name / f"{name}.db"
             with Ledger(path) as ledger:
-                events = ledger.events()
-            for index in range(len(events)):
+                reserved = [e for e in ledger.entries if e.kind == "reserve"]
+            rounds = sorted({int(e.body["what"]["round"]) for e in reserved})
+            for round_ in rounds:
+                # With the metrics of the round, where there were any.
+                until = [e for e in reserved if int(e.body["what"]["round"]) <= round_]
                 self.folder.append(
                     {
                         "kind": "privacy",
                         "seed": self.seed,
                         "arm": job.name,
                         "merchant": name,
-                        "round": index,
-                        "epsilon": _spent(events[: index + 1], federation.delta),
+                        "round": round_,
+                        "epsilon": _spent(events_of(until), federation.delta),
                         "delta": federation.delta,
                     }
                 )

@@ -28,6 +28,7 @@ from simulations.aggregate import (
 from simulations.arm_labels import GROUPS, Arm, arm_named, in_order
 from simulations.plot_style import Looks, styles
 from simulations.plots_of_rounds import duration, size
+from simulations.private_metrics import FIGURES, estimate, measured
 from simulations.records import KINDS, Record
 from simulations.run_folder import Merchant, RunFolder, RunInfo, write_whole
 from simulations.summary import deltas, difference, figure, notices, share, spread_of, verdicts
@@ -104,14 +105,16 @@ def _of_run(run: RunFolder, records: Sequence[Record], summary: Summary) -> dict
 
 
 def _of_results(info: RunInfo, records: Sequence[Record], summary: Summary) -> dict[str, Any]:
-    measured = {m: t for m, t in METRICS.items() if any(m in a.metrics for a in summary.arms)}
-    shown = _merchant_arms(summary)
+    scored = {m: t for m, t in METRICS.items() if any(m in a.metrics for a in summary.arms)}
+    shown, private = _merchant_arms(summary), measured(records)
     return {
         "summary": summary,
-        "metrics": measured,
+        "metrics": scored,
         "verdicts": verdicts(summary),
         "spent": list(_spent(records)),
         "deltas": deltas(records),
+        "private_figures": FIGURES,
+        "private_metrics": {arm: private[arm.name] for arm in in_order(private)},
         "traffic": traffic_of(records),
         "merchant_arms": shown,
         "merchants": list(_merchant_rows(info, summary, shown)),
@@ -200,6 +203,7 @@ _WORDING = {
     "counted": counted,
     "difference": difference,
     "duration": duration,
+    "estimate": estimate,
     "figure": figure,
     "number": _number,
     "share": share,

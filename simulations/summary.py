@@ -1,7 +1,7 @@
 """What a run found, in words and as a table on a terminal."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -12,7 +12,8 @@ from rich.text import Text
 from silotune.tables.problems import counted
 from simulations.aggregate import METRICS, REFERENCE, ArmSummary, Contrast, Spread, Summary
 from simulations.aggregate import summarise as summarise
-from simulations.arm_labels import GROUPS
+from simulations.arm_labels import GROUPS, in_order
+from simulations.private_metrics import FIGURES, Measured, estimate, measured
 from simulations.records import Record
 from simulations.run_folder import RunFolder, RunInfo
 
@@ -210,9 +211,35 @@ def print_summary(run: RunFolder, console: Console) -> None:
     if found := deltas(records):
         about = f"ε: at most this for each user of one merchant, added or removed; δ = {found}"
         console.print(Text(about, style="dim"))
+    if private := measured(records):
+        console.print()
+        console.print(_widest(lambda n: _private_table(private, n), len(FIGURES), console))
     console.print()
     for verdict in verdicts(summary):
         console.print(Text(f"• {verdict.claim}"), Text(verdict.detail, style="dim"))
+
+
+def _private_table(found: dict[str, dict[str, Measured]], columns: int) -> Table:
+    title = "Measured privately, ± standard error (what it is without noise)"
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    names = list(FIGURES)[:columns]
+    for name in names:
+        table.add_column(FIGURES[name], justify="right", no_wrap=True)
+    for arm in in_order(found):
+        cells = (found[arm.name].get(name) for name in names)
+        shown = [f"{estimate(c)} ({c.noiseless:.3f})" if c else "—" for c in cells]
+        table.add_row(Text(f"  {arm.label}"), *shown)
+    return table
+
+
+def _widest(make: Callable[[int], Table], columns: int, console: Console) -> Table:
+    unlimited = console.options.update_width(10_000)
+    for number in range(columns, 1, -1):
+        table = make(number)
+        if Measurement.get(console, unlimited, table).maximum <= console.width:
+            return table
+    return make(1)
 
 
 def _widest_that_fits(summary: Summary, info: RunInfo, console: Console) -> Table:

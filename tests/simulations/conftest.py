@@ -62,6 +62,8 @@ def write_made_up_run(path, *, merchants=16, seeds=3, arms=tuple(ARMS), private=
             _score(run, seed, arm, names, auc, rng)
             if arm in ARMS and ("federated" in arm or "eps" in arm) and "+" not in arm:
                 _rounds(run, seed, arm, names, float(auc.mean()), rng)
+                if "eps" in arm:
+                    _private_metrics(run, seed, arm, rng)
     return run
 
 
@@ -79,6 +81,22 @@ def _score(run, seed, arm, names, auc, rng):
     rate = np.clip(mean * rng.normal(1, 0.06, 10) + 0.01, 0, 1)
     bins = [[float(m), float(r), 700] for m, r in zip(mean, rate, strict=True)]
     run.append({"kind": "calibration", "seed": seed, "arm": arm, "bins": bins})
+
+
+def _private_metrics(run, seed, arm, rng):
+    error = 0.05 if "eps2" in arm else 0.013
+    for name, truth in (
+        ("auc", 0.75),
+        ("accuracy", 0.9),
+        ("log_loss", 0.31),
+        ("positive_rate", 0.08),
+    ):
+        value = float(truth + rng.normal(0, error))
+        run.append(
+            {"kind": "private-metrics", "seed": seed, "arm": arm, "round": ROUNDS - 1}
+            | {"metric": name, "value": value, "standard_error": error, "low": value - 0.09}
+            | {"high": value + 0.09, "noiseless": truth, "exact": truth + 0.004}
+        )
 
 
 def _rounds(run, seed, arm, names, last, rng):

@@ -1,13 +1,57 @@
+import json
+import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from client.prepared import load_or_prepare
 from privacy.ledger import Ledger
 from server.run_store import RunStore
-from silotune.federation import build_model, read_federation
+from silotune.federation import Job, build_model, read_federation
+from silotune.tables.silo_folder import SiloFolder
 from simulations.inline_engine import run_inline
+from simulations.private_metrics import records_of
+
+MEASURED = Job(
+    name="measured",
+    model="numeric",
+    rounds=2,
+    private={
+        "clip_norm": 2.0,
+        "noise_multiplier": 1.0,
+        "sampling_rate": 0.5,
+        "examples_per_user": 8,
+        "steps": 2,
+        "learning_rate": 0.5,
+    },
+    epsilon=60.0,
+    metrics={"noise_multiplier": 0.4, "bins": 5, "negative_weight": 0.3},
+)
+
+
+def _error_bars_hold(path):
+    """Metrics of the sums, where they can be told from noise, lie where the scores say."""
+    federation = read_federation(path)
+    model = build_model(federation.models, "numeric", federation.task)
+    store = RunStore(path.parent / "rounds" / "measured", model.layout.digest)
+    model.load_adapter(store.load(1))
+    silos = []
+    for folder in federation.silos:
+        data = load_or_prepare(SiloFolder.open(Path(folder)), federation.task, model)
+        logits = data.scores(model, data.examples.rows(test=True))[:, 0]
+        silos.append((data.examples, logits))
+    found = {r["metric"]: r for r in records_of(store.metrics(1), silos)}
+    for name in ("auc", "accuracy", "log_loss", "positive_rate"):
+        r = found[name]
+        assert math.isfinite(r["value"]), name
+        assert r["noiseless_low"] - 4 * r["low_error"] <= r["low"], name
+        assert r["high"] <= r["noiseless_high"] + 4 * r["high_error"], name
+        assert abs(r["value"] - r["noiseless"]) <= 4 * r["standard_error"], name
+        assert 0 < r["standard_error"] < 0.2, name
+    return found
 
 
 def _adapter(path, job):
@@ -36,9 +80,10 @@ def test_both_engines_give_the_same_numbers_without_noise(small_federation, tmp_
     flower.mkdir()
     here = small_federation(inline, "plain", "numeric")
     run_inline(here, 3)
-    there = small_federation(flower, "plain", "numeric")
+    there = small_federation(flower, "plain", "numeric", MEASURED)
     done = _run_flower(there)
     assert done.returncode == 0, done.stderr
+    _error_bars_hold(there)
     for job in ("plain", "numeric"):
         ours, theirs = _adapter(here, job), _adapter(there, job)
         assert ours.abs().max() > 1e-2
@@ -76,3 +121,28 @@ def test_seeded_noise_repeats_a_run_and_secure_noise_does_not(small_federation, 
         adapters.append(_adapter(path, "private"))
     assert torch.equal(adapters[0], adapters[1])
     assert not torch.equal(adapters[2], adapters[3])
+
+
+def test_metrics_come_out_within_their_error_bars_are_charged_once_and_asked_once(
+    small_federation, tmp_path
+):
+    path = small_federation(tmp_path, MEASURED)
+    run_inline(path, 3)
+    found = _error_bars_hold(path)
+    assert found["auc"]["replies"] == 3
+    stored = tmp_path / "rounds" / "measured" / "metrics-0001.json"
+    first = json.loads(stored.read_text())["sum"]
+
+    def charges():
+        for ledger_path in sorted((tmp_path / "ledgers" / "measured").glob("*.db")):
+            with Ledger(ledger_path) as ledger:
+                yield [(e.noise_multiplier, e.steps) for e in ledger.events()]
+
+    assert list(charges()) == [[(1.0, 2), (1.0, 2), (0.4, 1)]] * 3
+    run_inline(path, 3)
+    assert list(charges()) == [[(1.0, 2), (1.0, 2), (0.4, 1)]] * 3
+    # An aggregator killed before it had stored them asks again, and gets the same releases.
+    stored.unlink()
+    run_inline(path, 3)
+    assert json.loads(stored.read_text())["sum"] == first
+    assert list(charges()) == [[(1.0, 2), (1.0, 2), (0.4, 1)]] * 3

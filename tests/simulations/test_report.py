@@ -144,6 +144,15 @@ def test_privacy_is_stated_with_unit_neighbours_delta_and_what_was_spent(whole_p
     assert spent == [["Federated, ε = 8", "7.984", "7.259", "16"]]
 
 
+def test_private_metrics_stand_beside_what_only_a_simulation_knows(whole_text):
+    section = whole_text.partition("What the federation could measure privately")[2]
+    table = section.partition("</table>")[0]
+    assert table.count("<b>") == 16
+    assert table.count("± 0.029</b></td><td>0.750</td><td>0.754</td>") == 2
+    assert "± 0.008" in table
+    assert "known to a simulation alone" in section
+
+
 def test_merchants_are_listed_with_what_is_public_and_what_is_not(whole_run, whole_page):
     for merchant in whole_run.info.merchants:
         row = whole_page.row(merchant.name)

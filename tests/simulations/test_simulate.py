@@ -110,14 +110,28 @@ def test_every_arm_is_scored_at_every_merchant_and_the_small_one_is_named(run):
 
 
 @pytest.mark.slow
+def test_metrics_of_every_private_job_lie_within_their_error_bars(run):
+    found = [r for r in run[0].records() if r["kind"] == "private-metrics"]
+    assert {r["arm"] for r in found} == {"federated-eps8", "numeric-eps8"}
+    assert len(found) == 8
+    told = [r for r in found if r["value"] is not None]
+    assert {"accuracy", "positive_rate"} <= {r["metric"] for r in told}
+    for record in told:
+        assert abs(record["value"] - record["noiseless"]) <= 4 * record["standard_error"]
+    assert "Measured privately" in run[1]
+
+
+@pytest.mark.slow
 def test_epsilon_of_the_report_is_that_of_another_library_within_two_percent(run):
     federation = json.loads((run[0].path / "state/seed-0/federation.json").read_text())
-    job = next(j for j in federation["jobs"] if j["name"] == "federated-eps8")["private"]
+    job = next(j for j in federation["jobs"] if j["name"] == "federated-eps8")
+    job, metrics = job["private"], job["metrics"]
     accountant = pld.PLDAccountant(value_discretization_interval=1e-4)
     step = dp_event.PoissonSampledDpEvent(
         job["sampling_rate"], dp_event.GaussianDpEvent(job["noise_multiplier"])
     )
     accountant.compose(step, 4)
+    accountant.compose(dp_event.GaussianDpEvent(metrics["noise_multiplier"]))
     independent = accountant.get_epsilon(1e-3)
     last = [r for r in run[0].records() if r["kind"] == "privacy" and r["round"] == 1]
     assert len(last) == 6  # two private jobs at three merchants

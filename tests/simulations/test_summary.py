@@ -1,5 +1,6 @@
 import io
 import math
+import re
 import statistics
 
 import pytest
@@ -185,10 +186,30 @@ def test_the_table_fits_the_terminal_and_keeps_auc_and_gain(whole_run, width):
     assert "δ = 0.0001" in " ".join(text.split())
 
 
+def test_what_was_measured_privately_stands_beside_what_it_is_without_noise(whole_run):
+    text = printed(whole_run)
+    assert "Measured privately, ± standard error (what it is without noise)" in text
+    below = text.partition("Measured privately")[2]
+    found = re.search(r"Federated, ε = 2 +(\S+) ± (\S+) \((\S+)\)", below)
+    # Three seeds of 0.05 each.
+    assert found[2] == f"{0.05 / math.sqrt(3):.3f}"
+    assert found[3] == "0.750"
+    assert abs(float(found[1]) - 0.75) < 4 * 0.05 / math.sqrt(3)
+
+
+def test_a_figure_that_noise_hides_is_said_to_be(made_up_run):
+    run = made_up_run(seeds=1, arms=("local-only", "federated-eps2"))
+    run.append(
+        {"kind": "private-metrics", "seed": 0, "arm": "federated-eps2", "round": 7, "metric": "auc"}
+        | {"value": None, "standard_error": None, "noiseless": 0.7, "exact": 0.7}
+    )
+    assert "hidden by noise (0.700)" in printed(run)
+
+
 def test_one_seed_has_no_spread(made_up_run):
     text = printed(made_up_run(seeds=1, merchants=3))
     assert "3 merchants, 1 seed " in text
-    assert "±" not in text
+    assert "±" not in text.partition("Measured privately")[0]
     assert "[" not in text
 
 
