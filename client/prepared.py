@@ -7,147 +7,116 @@ examples one after another.
 """
 
 import hashlib
-import os
-import zipfile
-import zlib
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.batch import FORWARD_BUDGET, Batch, PreparedExamples
+from client.prefix_choice import Choice, Chooser, Costs, Declined
+from client.prefix_file import Texts
+from client.prefix_store import Memory, PrefixStore
+from client.whole_file import load_arrays, save_arrays
 from silotune.models.batching import token_batches
 from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, Task
 
-__all__ = ["Batch", "PreparedExamples", "load_or_prepare", "prepare"]
+__all__ = ["Batch", "PreparedExamples", "Work", "load_or_prepare", "prepare"]
 
-_PREFIX_BUDGET = 4096
-"""Padded tokens per batch of the frozen layers: large enough for the processor's units."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """What one forward pass takes. Padded on the right."""
-
-    ids_ET: Tensor | None
-    mask_ET: Tensor | None
-    pool_ET: Tensor | None
-    """1 for the tokens of the text, 0 for its context and padding."""
-    numeric_EF: Tensor
-    stored_ETH: Tensor | None
-    label_EK: Tensor
-
-    def logits(self, model: TextModel) -> Tensor:
-        """Run ``model`` on the batch, (E, K)."""
-        logits_EK: Tensor = model(
-            self.ids_ET, self.mask_ET, self.numeric_EF, self.pool_ET, self.stored_ETH
-        )
-        return logits_EK
+_TIMED = 3
+"""Batches that are timed before the choice between storing and computing each time."""
+_EXAMPLES_KEPT = 16
+"""Files of tokenised examples in a silo's cache, at most: other tasks, weeks, seeds."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PreparedExamples:
-    """Examples with their token ids and, where layers are frozen, the activations above them."""
+@dataclass(slots=True)
+class Work:
+    """Counts what a process has had to compute; what came from a cache is not in it."""
 
-    examples: Examples
-    ids_N: Tensor | None
-    start_E: NDArray[np.int64]
-    """Where each example's tokens begin in ``ids_N`` and ``stored_NH``."""
-    length_E: NDArray[np.int64]
-    pooled_E: NDArray[np.int64]
-    """How many tokens, from the first, are pooled over."""
-    stored_NH: Tensor | None
-
-    def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
-        """Gather ``rows`` into one padded batch on ``device``."""
-        numeric_EF = torch.from_numpy(self.examples.numeric_EF[rows]).to(device)
-        label_EK = torch.from_numpy(self.examples.label_EK[rows]).to(device)
-        if self.ids_N is None:
-            return Batch(None, None, None, numeric_EF, None, label_EK)
-        length_E = torch.from_numpy(self.length_E[rows])
-        offset_T = torch.arange(int(length_E.max()))
-        mask_ET = offset_T < length_E[:, None]
-        # Padding repeats the example's first token: its mask is 0, so it is never read.
-        index_ET = torch.from_numpy(self.start_E[rows])[:, None] + offset_T * mask_ET
-        stored = None if self.stored_NH is None else self.stored_NH[index_ET].to(device)
-        return Batch(
-            self.ids_N[index_ET].long().to(device),
-            mask_ET.long().to(device),
-            (offset_T < torch.from_numpy(self.pooled_E[rows])[:, None]).to(device),
-            numeric_EF,
-            stored,
-            label_EK,
-        )
-
-    @torch.inference_mode()
-    def scores(
-        self, model: TextModel, rows: NDArray[np.int64], *, budget: int = _PREFIX_BUDGET
-    ) -> NDArray[np.float32]:
-        """Return the logits of ``rows``, (len(rows), K), in their order."""
-        device = next(model.parameters()).device
-        out = np.empty((len(self.examples), model.head.score.out_features), dtype=np.float32)
-        for part in token_batches(rows, self.length_E, budget):
-            out[part] = self.batch(part, device).logits(model).float().cpu().numpy()
-        return out[rows]
+    models_loaded: int = 0
+    texts_tokenised: int = 0
+    texts_run: int = 0
+    """Texts that the frozen layers ran over to be stored."""
 
 
-def prepare(examples: Examples, model: TextModel, cache: Path | None = None) -> PreparedExamples:
+def prepare(
+    examples: Examples,
+    model: TextModel,
+    cache: Path | None = None,
+    *,
+    passes: float | None = None,
+    work: Work | None = None,
+) -> PreparedExamples:
     """Tokenise ``examples`` and run the frozen layers of ``model`` over them once.
 
     Args:
         examples: from a task.
-        model: gives the maximum length, the frozen layers and the precision.
-        cache: folder within the silo for the activations; None keeps them in memory. A file
-            is reused when base, depth, precision and every token are the same.
+        model: gives the maximum length, the frozen layers, the precision, and whether their
+            activations are kept.
+        cache: folder within the silo for the activations; None keeps them in memory. A text
+            is not run again when base, tokenizer, depth, precision and its tokens are the same.
+        passes: expected passes over the examples; None: many.
+        work: counts what was computed.
     """
+    work = work or Work()
     count = len(examples)
     if model.backbone is None:
         zeros = np.zeros(count, dtype=np.int64)
         return PreparedExamples(examples, None, zeros, zeros + 1, zeros + 1, None)
     ids, pooled_E = _tokenise(examples, model)
-    length_E = np.array([len(i) for i in ids], dtype=np.int64)
-    start_E = np.concatenate([[0], np.cumsum(length_E)[:-1]]).astype(np.int64)
-    ids_N = torch.from_numpy(np.concatenate([np.array(i, dtype=np.int32) for i in ids]))
-    prepared = PreparedExamples(examples, ids_N, start_E, length_E, pooled_E, None)
-    if model.prefix_depth == 0:
-        return prepared
-    return replace(prepared, stored_NH=_stored(prepared, model, cache))
+    work.texts_tokenised += count
+    numbers: dict[bytes, int] = {}
+    tokens = [np.array(i, dtype=np.int32).tobytes() for i in ids]
+    text_E = np.array([numbers.setdefault(t, len(numbers)) for t in tokens], dtype=np.int64)
+    length_U = np.array([len(t) // 4 for t in numbers], dtype=np.int64)
+    start_U = np.cumsum(length_U) - length_U
+    ids_N = torch.from_numpy(np.frombuffer(b"".join(numbers), dtype=np.int32).copy())
+    prepared = PreparedExamples(examples, ids_N, start_U[text_E], length_U[text_E], pooled_E, None)
+    return _with_prefix(prepared, model, cache, passes, work)
 
 
-def load_or_prepare(silo: SiloFolder, task: Task, model: TextModel) -> PreparedExamples:
+def load_or_prepare(
+    silo: SiloFolder,
+    task: Task,
+    model: TextModel,
+    *,
+    passes: float | None = None,
+    work: Work | None = None,
+) -> PreparedExamples:
     """Return the prepared examples of ``silo``, from its cache where nothing has changed.
 
     The cache is a folder of the silo: it never leaves, and is deleted with it.
 
     The texts themselves are dropped once they are tokens. Task, tables, tokenizer, base and
-    lengths are part of the cache's key.
+    lengths are part of the cache's key. Other arguments: as `prepare`.
     """
+    work = work or Work()
     tables = sorted(
         (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in silo.path.glob("*.parquet")
     )
-    what = (task, tables, model.base_digest, model.cfg.max_tokens, model.cfg.pooling)
+    made_by = (model.base_digest, model.tokenizer_digest, model.cfg.max_tokens, model.cfg.pooling)
+    digest = hashlib.sha256(repr((task, tables, made_by)).encode()).hexdigest()[:32]
     cache = silo.path / "cache"
-    path = cache / f"examples-{hashlib.sha256(repr(what).encode()).hexdigest()[:32]}.npz"
-    prepared = _load(path)
+    path = cache / f"examples-{digest}.npz"
+    prepared = _from_arrays(load_arrays(path))
     if prepared is None:
-        fresh = prepare(task.build(silo), model, cache)
-        _save(path, fresh)
+        fresh = prepare(task.build(silo), model, cache, passes=passes, work=work)
+        save_arrays(path, _arrays(fresh))
+        _keep_newest(cache)
         return _without_texts(fresh)
-    if prepared.ids_N is None or model.prefix_depth == 0:
-        return prepared
-    return replace(prepared, stored_NH=_stored(prepared, model, cache))
+    return _with_prefix(prepared, model, cache, passes, work)
 
 
-def _load(path: Path) -> PreparedExamples | None:
-    """Return what `_save` wrote; None where it is not there or not whole."""
-    try:
-        with path.open("rb") as file, np.load(file) as saved:
-            arrays = {name: saved[name] for name in saved.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+def _from_arrays(arrays: dict[str, NDArray[Any]] | None) -> PreparedExamples | None:
+    if arrays is None:
         return None
     examples = Examples(
         text=[""] * len(arrays["user_E"]),
@@ -165,30 +134,31 @@ def _load(path: Path) -> PreparedExamples | None:
     )
 
 
+def _arrays(prepared: PreparedExamples) -> dict[str, NDArray[Any]]:
+    examples = prepared.examples
+    return {
+        "numeric_EF": examples.numeric_EF,
+        "label_EK": examples.label_EK,
+        "user_E": examples.user_E,
+        "visit_E": examples.visit_E,
+        "group": np.array(examples.group, dtype=np.str_),
+        "test_E": examples.test_E,
+        "ids_N": np.empty(0, np.int32) if prepared.ids_N is None else prepared.ids_N.numpy(),
+        "start_E": prepared.start_E,
+        "length_E": prepared.length_E,
+        "pooled_E": prepared.pooled_E,
+    }
+
+
 def _without_texts(prepared: PreparedExamples) -> PreparedExamples:
     examples = replace(prepared.examples, text=[""] * len(prepared.examples), context=[])
     return replace(prepared, examples=examples)
 
 
-def _save(path: Path, prepared: PreparedExamples) -> None:
-    examples = prepared.examples
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.savez(
-            file,
-            numeric_EF=examples.numeric_EF,
-            label_EK=examples.label_EK,
-            user_E=examples.user_E,
-            visit_E=examples.visit_E,
-            group=np.array(examples.group, dtype=np.str_),
-            test_E=examples.test_E,
-            ids_N=np.empty(0, np.int32) if prepared.ids_N is None else prepared.ids_N.numpy(),
-            start_E=prepared.start_E,
-            length_E=prepared.length_E,
-            pooled_E=prepared.pooled_E,
-        )
-    part.replace(path)
+def _keep_newest(cache: Path) -> None:
+    used = sorted(cache.glob("examples-*.npz"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for old in used[_EXAMPLES_KEPT:]:
+        old.unlink(missing_ok=True)
 
 
 def _tokenise(examples: Examples, model: TextModel) -> tuple[list[list[int]], NDArray[np.int64]]:
@@ -209,58 +179,103 @@ def _tokenise(examples: Examples, model: TextModel) -> tuple[list[list[int]], ND
     return ids, np.array(first, dtype=np.int64)
 
 
-def _stored(prepared: PreparedExamples, model: TextModel, cache: Path | None) -> Tensor:
-    if prepared.ids_N is None:
-        raise AssertionError  # the caller has tokens
+def _with_prefix(
+    prepared: PreparedExamples,
+    model: TextModel,
+    cache: Path | None,
+    passes: float | None,
+    work: Work,
+) -> PreparedExamples:
+    """Return ``prepared`` with the activations of the frozen layers, where they pay."""
+    if prepared.ids_N is None or model.prefix_depth == 0:
+        return prepared
+    if model.cfg.prefix_cache == "off":
+        return replace(prepared, choice=Choice(False, "by configuration"))
+    # An example of every text.
+    rows_U = np.unique(prepared.start_E, return_index=True)[1]
+    chooser = Chooser(model.cfg.prefix_cache, passes)
+
+    def fill(missing_U: NDArray[np.int64], out_NH: Tensor) -> float:
+        rows = rows_U[missing_U]
+        new = float(prepared.length_E[rows].sum() / len(out_NH))
+        seconds = _run_prefix(prepared, model, rows, out_NH, lambda c: chooser.settle(c, new))
+        work.texts_run += len(rows)
+        return seconds
+
+    store = _store(model, cache)
+    texts = Texts.of(prepared.ids_N.numpy(), prepared.length_E[rows_U])
+    try:
+        stored_NH = store.get(texts, fill)
+        if stored_NH is not None and chooser.choice is None:
+            read = _read_seconds(replace(prepared, stored_NH=stored_NH), model, rows_U)
+            chooser.settle(Costs(compute=store.token_seconds, read=read), 0.0)
+    except Declined:
+        stored_NH = None
+    choice = chooser.choice
+    if stored_NH is None and (choice is None or choice.on):
+        choice = Choice(False, "no room within its limit or on the disk")
+    return replace(prepared, stored_NH=stored_NH, choice=choice)
+
+
+def _store(model: TextModel, cache: Path | None) -> PrefixStore | Memory:
     hidden = int(model.backbone.config.hidden_size)
-    shape = (len(prepared.ids_N), hidden)
     if cache is None:
-        return _run_prefix(prepared, model, torch.empty(shape, dtype=model.precision))
-    path = cache / f"prefix-{_key(prepared, model)}.bin"
-    size = shape[0] * shape[1] * model.precision.itemsize
-    # Another size is a file cut short after it was renamed: a full disk, a copied folder.
-    if not path.exists() or path.stat().st_size != size:
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Written under another name and renamed: a file that is there is whole.
-        part = path.with_suffix(f".{os.getpid()}.part")
-        mapped = _map(part, shape, model.precision, write=True)
-        _run_prefix(prepared, model, mapped)
-        del mapped
-        part.replace(path)
-    return _map(path, shape, model.precision, write=False)
+        return Memory(hidden, model.precision)
+    gigabytes = model.cfg.prefix_cache_gb
+    return PrefixStore(
+        cache,
+        f"{model.base_digest} {model.tokenizer_digest} {model.prefix.fingerprint}",
+        hidden,
+        model.precision,
+        budget=None if gigabytes is None else int(1e9 * gigabytes),
+    )
 
 
-def _map(path: Path, shape: tuple[int, int], dtype: torch.dtype, *, write: bool) -> Tensor:
-    # Mapped, not read: the page cache shares one copy among all processes of the machine.
-    size = shape[0] * shape[1]
-    flat = torch.from_file(str(path), shared=write, size=size, dtype=dtype)
-    return flat.view(shape)
+def _run_prefix(
+    prepared: PreparedExamples,
+    model: TextModel,
+    rows: NDArray[np.int64],
+    out_NH: Tensor,
+    judge: Callable[[Costs], None],
+) -> float:
+    """Fill ``out_NH`` for ``rows``; return the least seconds that a token took.
 
-
-def _run_prefix(prepared: PreparedExamples, model: TextModel, out_NH: Tensor) -> Tensor:
+    ``judge`` hears the costs after the first batches, and may raise.
+    """
     device = next(model.parameters()).device
+    filled = replace(prepared, stored_NH=out_NH)
+    parts = list(token_batches(rows, prepared.length_E, FORWARD_BUDGET))
+    times_B: list[tuple[float, float, float]] = []
     with model.autocast():
-        for rows in token_batches(
-            np.arange(len(prepared.examples)), prepared.length_E, _PREFIX_BUDGET
-        ):
-            batch = prepared.batch(rows, device)
+        for number, part in enumerate(parts):
+            batch = prepared.batch(part, device)
             if batch.ids_ET is None or batch.mask_ET is None:
                 raise AssertionError  # text models only
+            began = time.perf_counter()
             states_ETH = model.prefix.compute(batch.ids_ET, batch.mask_ET)
-            lengths = prepared.length_E[rows]
-            target = np.concatenate(
-                [np.arange(s, s + n) for s, n in zip(prepared.start_E[rows], lengths, strict=True)]
-            )
-            out_NH[torch.from_numpy(target)] = states_ETH[batch.mask_ET.bool()].to(out_NH)
-    return out_NH
+            states_NH = states_ETH[batch.mask_ET.bool()].to(out_NH)
+            computed = time.perf_counter()
+            out_NH[_positions(prepared, part)] = states_NH
+            if number < _TIMED:
+                stored = time.perf_counter()
+                tokens = len(states_NH)
+                read = _read_seconds(filled, model, part)
+                times_B.append(((computed - began) / tokens, (stored - computed) / tokens, read))
+            if number + 1 == min(_TIMED, len(parts)):
+                # The least of a few: the first warms up, another program may hold the processor.
+                compute, store, read = (min(times) for times in zip(*times_B, strict=True))
+                judge(Costs(compute=compute, store=store, read=read))
+    return min((t[0] for t in times_B), default=math.nan)
 
 
-def _key(prepared: PreparedExamples, model: TextModel) -> str:
-    if prepared.ids_N is None:
-        raise AssertionError  # the caller has tokens
-    digest = hashlib.sha256()
-    parts = (model.base_digest, model.prefix_depth, model.precision, len(prepared.examples))
-    digest.update(repr(parts).encode())
-    digest.update(prepared.ids_N.numpy().tobytes())
-    digest.update(prepared.length_E.tobytes())
-    return digest.hexdigest()[:32]
+def _positions(prepared: PreparedExamples, rows: NDArray[np.int64]) -> Tensor:
+    spans = zip(prepared.start_E[rows], prepared.length_E[rows], strict=True)
+    return torch.from_numpy(np.concatenate([np.arange(s, s + n) for s, n in spans]))
+
+
+def _read_seconds(prepared: PreparedExamples, model: TextModel, rows: NDArray[np.int64]) -> float:
+    device = next(model.parameters()).device
+    part = next(token_batches(rows, prepared.length_E, FORWARD_BUDGET))
+    began = time.perf_counter()
+    prepared.batch(part, device)
+    return (time.perf_counter() - began) / int(prepared.length_E[part].sum())

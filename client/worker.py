@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from client.prepared import PreparedExamples, load_or_prepare
+from client.prefix_choice import note_choice
+from client.prepared import PreparedExamples, Work, load_or_prepare
 from client.silo import Silo
 from privacy.metrics import MetricsPlan, release_epsilon
 from privacy.policy import Policy
@@ -25,12 +26,15 @@ class Worker:
 
     federation: Federation
     models: dict[str, TextModel] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
+    """What this worker has had to load and compute so far."""
     _data: dict[tuple[Path, str], PreparedExamples] = field(default_factory=dict)
 
     def model(self, name: str) -> TextModel:
         """Return model ``name``. Raises ConfigError when it is not configured."""
         if name not in self.models:
             self.models[name] = build_model(self.federation.models, name, self.federation.task)
+            self.work.models_loaded += 1
         return self.models[name]
 
     def data(self, folder: SiloFolder, model: str) -> PreparedExamples:
@@ -38,7 +42,12 @@ class Worker:
         key = (folder.path, model)
         if key not in self._data:
             task = self.federation.task
-            self._data[key] = load_or_prepare(folder, task, self.model(model))
+            data = load_or_prepare(
+                folder, task, self.model(model), passes=self._passes(model), work=self.work
+            )
+            if data.choice is not None:
+                note_choice(f"{folder.info.name}, model '{model}'", data.choice, self.log)
+            self._data[key] = data
         return self._data[key]
 
     def silo(self, index: int, job: Job, round_: int) -> Silo:
@@ -59,6 +68,16 @@ class Worker:
     def log(self) -> Path:
         """The silos' own log; in a simulation one for all."""
         return Path(self.federation.state) / "silos.log"
+
+    def _passes(self, model: str) -> float:
+        """Return how often the jobs will go over a silo's examples; scoring is one pass more."""
+        passes = 1.0
+        for job in self.federation.jobs:
+            if job.model == model:
+                ask = job.private or job.plain or {}
+                sampled = float(ask.get("steps", 1)) * float(ask.get("sampling_rate", 1))
+                passes += job.rounds * float(ask.get("epochs", sampled))
+        return passes
 
     def _policy(self, job: Job) -> Policy:
         # The merchants of a simulation allow what its scenario plans, and no more.

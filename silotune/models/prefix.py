@@ -8,6 +8,7 @@ whose layers map hidden states to hidden states works without code of its own he
 Shape suffixes: E examples, T tokens, H hidden size.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,9 +62,36 @@ class FrozenPrefix:
         # On the instance: the module keeps its name, so peft and state dicts see no change.
         layer.forward = forward
 
+    @property
+    def fingerprint(self) -> str:
+        """What the activations depend on beside tokens, weights and precision.
+
+        A model's configuration holds what its weights do not tell: position codes, activation
+        functions, epsilons. Versions count because a kernel's rounding does.
+        """
+        import transformers  # takes half a second that `load_base` pays too
+
+        config: Any = self.model.config
+        settings = config.to_dict()
+        for about in ("_name_or_path", "transformers_version", "architectures"):
+            settings.pop(about, None)
+        attention = getattr(config, "_attn_implementation", None)
+        device = next(self.model.parameters()).device.type
+        versions = (torch.__version__, transformers.__version__)
+        return json.dumps(
+            [settings, attention, self.depth, device, versions], sort_keys=True, default=str
+        )
+
     @torch.no_grad()
     def compute(self, ids_ET: Tensor, mask_ET: Tensor) -> Tensor:
-        """Return the activations that enter layer ``depth``, (E, T, H)."""
+        """Return the activations that enter layer ``depth``, (E, T, H).
+
+        Nothing drops out, whatever mode the model is in: what is stored is used many times.
+        """
+        with _evaluating(self.model):
+            return self._compute(ids_ET, mask_ET)
+
+    def _compute(self, ids_ET: Tensor, mask_ET: Tensor) -> Tensor:
         caught: list[Tensor] = []
 
         def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -87,6 +115,18 @@ class FrozenPrefix:
             yield
         finally:
             self._stored = None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modules = [m for m in model.modules() if m.training]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True
 
 
 def _no_cache(model: nn.Module) -> dict[str, bool]:

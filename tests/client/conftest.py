@@ -23,6 +23,7 @@ SHAPE = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
+    "num_key_value_heads": 2,
     "intermediate_size": 24,
     "max_position_embeddings": 32,
 }

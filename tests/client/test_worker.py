@@ -1,0 +1,60 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import client.worker
+from client.worker import worker_for
+from silotune.federation import read_federation
+from simulations.inline_engine import run_inline
+
+
+@pytest.fixture
+def run(small_federation, tmp_path, monkeypatch):
+    """Run three rounds on copies of silos as a fresh process would; return what it did."""
+    original = read_federation(small_federation(tmp_path, "plain"))
+    silos = []
+    for silo in original.silos[:2]:
+        copy = tmp_path / "silos" / Path(silo).name
+        shutil.copytree(silo, copy, ignore=shutil.ignore_patterns("cache"))
+        silos.append(str(copy))
+
+    def run(name, **changes):
+        monkeypatch.setattr(client.worker, "_workers", {})
+        state = tmp_path / name
+        state.mkdir()
+        task = replace(original.task, positives=1, negatives=1, test_negatives=1)
+        jobs = (replace(original.jobs[0], rounds=3),)
+        federation = replace(
+            original, task=task, silos=tuple(silos), state=str(state), jobs=jobs, **changes
+        )
+        federation.save(state / "federation.json")
+        run_inline(state / "federation.json", len(silos))
+        return worker_for(state / "federation.json"), state
+
+    return run
+
+
+def test_later_rounds_load_nothing_and_a_second_run_starts_from_the_stored_cache(run):
+    first, state = run("first")
+    examples = sum(len(data.examples) for data in first._data.values())
+    texts = sum(len(set(data.start_E.tolist())) for data in first._data.values())
+    # Three rounds at two silos: as much as one.
+    assert first.work.models_loaded == 1
+    assert first.work.texts_tokenised == examples > 0
+    assert first.work.texts_run == texts > 0
+    log = (state / "silos.log").read_text()
+    assert log.count("prefix cache on for") == 2
+    assert "4 passes expected" in log
+    assert str(examples) not in log
+
+    second, _ = run("second")
+    assert second.work.models_loaded == 1
+    assert second.work.texts_tokenised == second.work.texts_run == 0
+
+    models = {"text": replace(first.federation.models["text"], prefix_cache="off")}
+    third, state = run("third", models=models)
+    assert third.work.texts_run == 0
+    assert all(data.stored_NH is None for data in third._data.values())
+    assert (state / "silos.log").read_text().count("off for") == 2
