@@ -78,7 +78,9 @@ class Comparison:
             )
             repetition.simple_methods()
             repetition.without_federation()
-            taking_part = tuple(str(f.path.resolve()) for f in merchants.folders.values())
+            # Flower hands out messages in the order of the nodes: the longest training first.
+            largest = sorted(merchants.folders, key=merchants.cost, reverse=True)
+            taking_part = tuple(str(merchants.folders[n].path.resolve()) for n in largest)
             federation = replace(federation, silos=taking_part)
             federation.save(path)
             self._federate(federation, path)

@@ -102,7 +102,8 @@ class Repetition:
                 (train_alone, (f, self._start_D, local.optimizer, local.epochs, self._order(i)))
                 for i, f in enumerate(folders)
             ]
-            pooled_D, *results = self._pool.each([pooled, *alone], progress)
+            cost = [len(folders) * max(self._cost), *self._cost]
+            pooled_D, *results = self._pool.each([pooled, *alone], progress, cost=cost)
             own = self._named([adapter_D for adapter_D, _ in results])
             # Before the scores: where they are, the adapters are.
             self._own_path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +161,7 @@ class Repetition:
                 )
                 for i, (name, folder) in enumerate(self.merchants.folders.items())
             ]
-            results = self._pool.each(calls, progress)
+            results = self._pool.each(calls, progress, cost=self._cost)
             self._record(f"{job.name}+local", self._named([logits for _, logits in results]))
 
     def _curve(self, job: Job, store: RunStore, progress: Callable[..., None]) -> None:
@@ -219,6 +220,10 @@ class Repetition:
         calls = [(score, (folder, model, adapter_D)) for folder in folders.values()]
         logits = self._pool.each(calls, lambda *_: None)
         return dict(zip(folders, logits, strict=True))
+
+    @property
+    def _cost(self) -> list[int]:
+        return [self.merchants.cost(name) for name in self.merchants.folders]
 
     def _named(self, values: Sequence[_T]) -> dict[str, _T]:
         return dict(zip(self.merchants.folders, values, strict=True))
