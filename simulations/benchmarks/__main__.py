@@ -41,6 +41,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for results and work.")] = Path("runs/bench"),
     repeats: Annotated[int, typer.Option(help="Repetitions of each pair.")] = 3,
     scenario: Annotated[str, typer.Option(help="Whose merchants and model.")] = "complete-journey",
+    stock_rate: Annotated[float, typer.Option(help="AdamW rate of the stock recipe.")] = 5e-3,
     page: Annotated[Path, typer.Option(help="Page with the tables.")] = _PAGE,
 ) -> None:
     """Measure, save, and rewrite the tables."""
@@ -50,7 +51,12 @@ def main(
         console.print(f"--only {only}: not known; there are {', '.join(known)}.")
         raise typer.Exit(2)
     bench = Bench(
-        out=out, scenario=scenario, repeats=1 if quick else repeats, quick=quick, plots=page.parent
+        out=out,
+        scenario=scenario,
+        repeats=1 if quick else repeats,
+        quick=quick,
+        learning_rate=stock_rate,
+        plots=page.parent,
     )
     failed = False
     for name in [only] if only else known:

@@ -25,6 +25,8 @@ class Bench:
     scenario: str
     repeats: int
     quick: bool
+    learning_rate: float = 5e-3
+    """Of AdamW, in the stock recipe and in plain peft training."""
     plots: Path
     """Folder of the page; plots go into ``images`` in it."""
 
@@ -42,6 +44,7 @@ class Bench:
             taking_part(silos, wanted),
             self.out / self.scenario,
             rounds=1 if self.quick else _ROUNDS,
+            learning_rate=self.learning_rate,
         )
 
     def run(self, module: str, *arguments: str, timeout: float = 4 * 3600) -> Sample:

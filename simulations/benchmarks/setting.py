@@ -146,6 +146,7 @@ def make_setting(
     rounds: int = 5,
     engine: str = "flower",
     workers: int | None = None,
+    learning_rate: float = 5e-3,
 ) -> Setting:
     """Write the federation file with the first private job of ``scenario``, and the setting.
 
@@ -189,6 +190,7 @@ def make_setting(
         epsilon=epsilon,
         workers=workers or scenario.workers,
         engine=engine,
+        learning_rate=learning_rate,
     )
     federation.save(setting.federation_path)
     write_setting(setting)

@@ -28,6 +28,7 @@ def _run(monkeypatch, page, tmp_path, rows, **options):
     monkeypatch.setattr(command, "COMPARISONS", rows)
     monkeypatch.setattr(command, "CURVES", {})
     known = {"only": "", "quick": False, "out": tmp_path / "out", "repeats": 2, "scenario": "demo"}
+    known["stock_rate"] = 5e-3
     with pytest.raises(command.typer.Exit) as end:
         command.main(**{**known, "page": page, **options})
     return end.value.exit_code
