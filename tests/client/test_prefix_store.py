@@ -253,10 +253,14 @@ def writer(get):
     thread.join()
 
 
-def test_who_meets_a_writer_waits_and_computes_nothing(get, writer):
+def test_who_meets_a_writer_waits_and_computes_and_writes_nothing(get, writer, monkeypatch):
+    written = []
+    right = client.prefix_store.become
+    monkeypatch.setattr(client.prefix_store, "become", lambda *a: (written.append(1), right(*a)))
     threading.Timer(0.3, writer.go_on.set).start()
     assert get()[1] == []
     assert writer.ran == SOME
+    assert written == [1]
     assert len(get.files()) == 1
 
 
