@@ -54,7 +54,7 @@ def _answer(worker: Worker, message: Message, index: int) -> Message:
             out = silo.measure(what, adapter_D, model)
         else:
             out = silo.train(what, adapter_D, model)
-        ready = Message(reply(out.vector(), out.name), reply_to=message)
+        ready = Message(reply(out.array(), out.name), reply_to=message)
         silo.handed_over(out)
     return ready
 

@@ -175,7 +175,7 @@ class Silo:
         )
         return self._gate.release(
             reservation,
-            self._declare(model, settings.mechanism),
+            self._declare(model, settings.mechanism, what),
             _update(model, adapter_D),
             private=self._source.is_private,
             facts={
@@ -197,7 +197,7 @@ class Silo:
         model.load_adapter(adapter_D)
         train_plain(model, self._data, ask.settings(), epochs=ask.epochs, seed=what.round)
         return self._gate.release_unprotected(
-            self._declare(model, "none"),
+            self._declare(model, "none", what),
             _update(model, adapter_D),
             facts={"job": what.job, "round": what.round},
         )
@@ -243,12 +243,13 @@ class Silo:
         # For people who read the ledger.
         return {"job": what.job, "round": what.round, "task": what.task, "server": self._server}
 
-    def _declare(self, model: TextModel, mechanism: str) -> Declaration:
+    def _declare(self, model: TextModel, mechanism: str, what: TrainRequest) -> Declaration:
         return Declaration(
             name="update",
             size=model.layout.size,
             mechanism=mechanism,
             norm_max=self._policy.update_norm_max,
+            encoding=what.encoding,
         )
 
     def _hold(self, began: float) -> None:

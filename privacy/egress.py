@@ -6,16 +6,19 @@ hash-chained ledger, and only then gives the bytes back. Any doubt is an EgressE
 reservation stays spent.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from privacy.ledger import Ledger, Reservation
-from silotune.errors import EgressError
+from silotune.encoding import ENCODINGS, Encoding, decode, encode, encoded_size
+from silotune.errors import EgressError, MessageError
 
 __all__ = ["Declaration", "Gate", "Outgoing"]
 
@@ -35,23 +38,31 @@ class Declaration:
     """'gaussian', 'discrete-gaussian', or 'none' for a simulation without privacy."""
     norm_max: float
     """Largest L2 norm."""
+    encoding: Encoding = "float32"
+    """How the numbers travel. Rounding comes after the noise and costs no privacy."""
     bytes_max: int = 1 << 28
 
 
 class Outgoing:
     """Numbers that passed the gate. Only a gate makes one."""
 
-    __slots__ = ("_payload", "name", "receipt")
+    __slots__ = ("_payload", "encoding", "name", "receipt", "size")
 
     def __init__(self, token: object, name: str, payload: bytes, receipt: dict[str, Any]) -> None:
         """Refuse every maker but this module. Raises EgressError."""
         if token is not _TOKEN:
             raise EgressError("only the egress gate makes what may leave.")
         self._payload, self.name, self.receipt = payload, name, receipt
+        self.size, self.encoding = int(receipt["size"]), receipt["encoding"]
+
+    def array(self) -> Tensor:
+        """Return the bytes that the receipt speaks of: (size,) float32, or (bytes,) uint8."""
+        kind = "<f4" if self.encoding == "float32" else np.uint8
+        return torch.from_numpy(np.frombuffer(self._payload, dtype=kind).copy())
 
     def vector(self) -> Tensor:
-        """Return the numbers, (size,) float32: the bytes that the receipt speaks of."""
-        return torch.from_numpy(np.frombuffer(self._payload, dtype="<f4").copy())
+        """Return the numbers as the other side will read them, (size,) float32."""
+        return decode(self._payload, self.size, self.encoding)
 
 
 _TOKEN = object()
@@ -90,8 +101,7 @@ class Gate:
         if not reservation.events:
             raise EgressError("a private release needs a cost.")
         payload = _checked(declared, values)
-        receipt = {**_facts(facts), "name": declared.name, "size": declared.size}
-        receipt |= {"mechanism": declared.mechanism, "private": bool(private)}
+        receipt = _receipt(declared, facts) | {"private": bool(private)}
         entry = self._ledger.record_release(reservation, payload, receipt)
         return Outgoing(_TOKEN, declared.name, payload, entry.body)
 
@@ -106,8 +116,7 @@ class Gate:
         if declared.mechanism != "none":
             raise EgressError("a release without cost must declare that it has no mechanism.")
         payload = _checked(declared, values)
-        receipt = {**_facts(facts), "name": declared.name, "size": declared.size}
-        entry = self._ledger.record_unprotected(payload, {**receipt, "mechanism": "none"})
+        entry = self._ledger.record_unprotected(payload, _receipt(declared, facts))
         return Outgoing(_TOKEN, declared.name, payload, entry.body)
 
     def again(self, request: str) -> Outgoing | None:
@@ -133,20 +142,41 @@ def _checked(declared: Declaration, values: Tensor) -> bytes:
         raise EgressError(f"{declared.name}: is not a plain tensor.")
     if values.dtype != torch.float32 or tuple(values.shape) != (declared.size,):
         raise EgressError(f"{declared.name}: has another type or shape than declared.")
-    if 4 * declared.size > declared.bytes_max:
+    if declared.encoding not in ENCODINGS:
+        raise EgressError(f"{declared.name}: has an encoding that is not allowed.")
+    if encoded_size(declared.size, declared.encoding) > declared.bytes_max:
         raise EgressError(f"{declared.name}: has more bytes than allowed.")
     # A copy first: what is checked is what is written.
     array = values.detach().cpu().numpy().astype("<f4", copy=True)
     if not np.isfinite(array).all():
         raise EgressError(f"{declared.name}: holds numbers that are not finite.")
-    norm = float(np.linalg.norm(array.astype(np.float64)))
+    payload = _encoded(array, declared)
+    # What is measured is what the other side will read, rounding included.
+    try:
+        read_D = decode(payload, declared.size, declared.encoding)
+    except MessageError:
+        raise EgressError(f"{declared.name}: cannot be read as {declared.encoding}.") from None
+    norm = float(read_D.double().norm())
     if not (math.isfinite(declared.norm_max) and norm <= declared.norm_max):
         raise EgressError(f"{declared.name}: its norm is above the policy's limit.")
-    return array.tobytes()
+    return payload
 
 
-def _facts(facts: dict[str, float | int | str]) -> dict[str, float | int | str]:
+def _encoded(array: NDArray[np.float32], declared: Declaration) -> bytes:
+    # Directions of rounding are drawn from the numbers themselves: a function of what may
+    # leave and of nothing else, and the same again in a run that is to be repeated.
+    seed = int.from_bytes(hashlib.sha256(array.tobytes()).digest())
+    return encode(array, declared.encoding, np.random.default_rng(seed))
+
+
+def _receipt(declared: Declaration, facts: dict[str, float | int | str]) -> dict[str, Any]:
     for name, value in facts.items():
         if not isinstance(value, float | int | str):
             raise EgressError(f"receipt: {name} is not a plain value.")
-    return dict(facts)
+    return {
+        **facts,
+        "name": declared.name,
+        "size": declared.size,
+        "mechanism": declared.mechanism,
+        "encoding": declared.encoding,
+    }

@@ -11,6 +11,7 @@ from server.aggregation import StreamingMean
 from server.evaluation import is_due, measure_round
 from server.exchange import RoundOptions, ask_all, refuse_below_quorum, wait_for_nodes
 from server.run_store import RunStore
+from silotune.encoding import encoded_size
 from silotune.federation import Job
 from silotune.messages import TrainRequest, read_reply, request
 from silotune.models.text_model import TextModel
@@ -72,18 +73,19 @@ def run_job(
             layout_digest=model.layout.digest,
             private=job.private,
             plain=job.plain,
+            encoding=job.encoding,
         )
         mean, failures = _one_round(grid, nodes, what, adapter_D, options, on_reply)
         moved_D = mean.value() + job.server_momentum * (adapter_D - before_D)
         before_D, adapter_D = adapter_D, adapter_D + moved_D
-        size = 4 * adapter_D.numel() + _HEADER_BYTES
+        numbers = adapter_D.numel()
         store.save(
             round_,
             adapter_D,
             {
                 "seconds": time.monotonic() - began,
-                "bytes_up": size * mean.count,
-                "bytes_down": size * len(nodes),
+                "bytes_up": (encoded_size(numbers, job.encoding) + _HEADER_BYTES) * mean.count,
+                "bytes_down": (4 * numbers + _HEADER_BYTES) * len(nodes),
                 "replies": mean.count,
                 "failures": sum(failures.values()),
             },
@@ -103,7 +105,7 @@ def _one_round(
     mean = StreamingMean(adapter_D.numel())
 
     def fold(content: RecordDict) -> None:
-        mean.add(read_reply(content, mean.size, "update"))
+        mean.add(read_reply(content, mean.size, "update", what.encoding))
 
     failures = ask_all(
         grid,

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from silotune.config import config, from_mapping
+from silotune.encoding import Encoding
 from silotune.errors import ConfigError
 from silotune.models.text_model import ModelConfig, TextModel
 from silotune.tasks.promotion_response import PromotionResponse
@@ -33,6 +34,8 @@ class Job:
     plain: dict[str, float | str] | None = None
     epsilon: float | None = None
     """Budget per user that the silos' policy allows this job. None: plain jobs only."""
+    encoding: Encoding = "float32"
+    """How updates travel to the aggregator (`silotune.encoding`)."""
     metrics: dict[str, float] | None = None
     """`privacy.metrics.MetricsPlan` of what the silos release about quality, inside ``epsilon``.
     None: nothing."""

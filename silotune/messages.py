@@ -8,7 +8,7 @@ a size limit before anything is parsed.
 
 import json
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 from silotune.config import config, from_mapping
+from silotune.encoding import Encoding, decode, encoded_size
 from silotune.errors import ConfigError, MessageError
 
 __all__ = [
@@ -57,6 +58,8 @@ class TrainRequest:
     """`privacy.dp_sgd.DPConfig`, steps and learning rate. None: training without privacy."""
     plain: dict[str, float | str] | None = None
     """`client.trainer.PlainConfig` and epochs; only a simulation's policy allows it."""
+    encoding: Encoding = "float32"
+    """How the update is to travel."""
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
@@ -108,9 +111,14 @@ def request(what: TrainRequest | MetricsRequest, adapter_D: Tensor) -> RecordDic
     )
 
 
-def reply(release_D: Tensor, name: str) -> RecordDict:
-    """Pack a silo's release, 'update' or 'metrics', (D,) float32. Nothing else leaves with it."""
-    return RecordDict({name: _pack(release_D)})
+def reply(release: Tensor, name: str) -> RecordDict:
+    """Pack a silo's release, 'update' or 'metrics'. Nothing else leaves with it.
+
+    Args:
+        release: (D,) float32, or (bytes,) uint8 as `silotune.encoding` makes them.
+        name: of the release.
+    """
+    return RecordDict({name: _pack(release)})
 
 
 def read_request(content: RecordDict, kind: type[_Request]) -> tuple[_Request, Tensor]:
@@ -140,10 +148,13 @@ def read_request(content: RecordDict, kind: type[_Request]) -> tuple[_Request, T
     return what, _unpack(content["adapter"], None)
 
 
-def read_reply(content: RecordDict, size: int, name: str) -> Tensor:
+def read_reply(content: RecordDict, size: int, name: str, encoding: Encoding = "float32") -> Tensor:
     """Unpack and check a silo's release of that name, (size,) float32. Raises MessageError."""
     _exact_keys(content, {name})
-    return _unpack(content[name], size)
+    if encoding == "float32":
+        return _unpack(content[name], size)
+    packed = _unpack(content[name], encoded_size(size, encoding), kind="uint8")
+    return decode(packed.numpy().tobytes(), size, encoding)
 
 
 def _exact_keys(content: RecordDict, wanted: set[str]) -> None:
@@ -151,24 +162,25 @@ def _exact_keys(content: RecordDict, wanted: set[str]) -> None:
         raise MessageError(f"message holds {sorted(content)}; it must hold {sorted(wanted)}.")
 
 
-def _pack(flat_D: Tensor) -> ArrayRecord:
-    return ArrayRecord({_FLAT: Array(flat_D.detach().cpu().float().numpy())})
+def _pack(flat: Tensor) -> ArrayRecord:
+    kept = flat if flat.dtype == torch.uint8 else flat.float()
+    return ArrayRecord({_FLAT: Array(kept.detach().cpu().numpy())})
 
 
-def _unpack(record: Any, size: int | None) -> Tensor:
+def _unpack(record: Any, size: int | None, kind: Literal["float32", "uint8"] = "float32") -> Tensor:
     if not isinstance(record, ArrayRecord) or set(record) != {_FLAT}:
         raise MessageError(f"array record must hold '{_FLAT}' and nothing else.")
     array = record[_FLAT]
     # The declared shape is checked against the bytes before anything is allocated.
-    if array.dtype != "float32" or len(array.shape) != 1:
-        raise MessageError(f"array is {array.dtype} {tuple(array.shape)}; one float32 vector.")
-    count = array.shape[0]
-    if (size is not None and count != size) or len(array.data) > 4 * count + 1024:
+    if array.dtype != kind or len(array.shape) != 1:
+        raise MessageError(f"array is {array.dtype} {tuple(array.shape)}; one {kind} vector.")
+    count, width = array.shape[0], np.dtype(kind).itemsize
+    if (size is not None and count != size) or len(array.data) > width * count + 1024:
         raise MessageError(f"array of {count} numbers in {len(array.data)} bytes; expected {size}.")
     try:
         values: np.ndarray[Any, Any] = array.numpy()
     except (ValueError, TypeError, EOFError) as error:
         raise MessageError("array cannot be read.") from error
-    if values.dtype != np.float32 or values.shape != (count,) or not np.isfinite(values).all():
-        raise MessageError("array is not a vector of finite float32 numbers.")
+    if values.dtype != np.dtype(kind) or values.shape != (count,) or not np.isfinite(values).all():
+        raise MessageError(f"array is not a vector of finite {kind} numbers.")
     return torch.from_numpy(values.copy())

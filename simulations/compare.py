@@ -115,6 +115,7 @@ class Comparison:
                 rounds=plain.rounds,
                 server_momentum=plain.server_momentum,
                 plain=ask,
+                encoding=self.scenario.encoding,
             )
             for name, model in (("federated", "text"), ("numeric-federated", "numeric"))
         ]
@@ -141,6 +142,7 @@ class Comparison:
                         server_momentum=private.server_momentum,
                         private=request,
                         epsilon=epsilon,
+                        encoding=self.scenario.encoding,
                         metrics=metrics,
                     )
                 )

@@ -6,6 +6,7 @@ from typing import Literal
 from client.trainer import PlainConfig
 from privacy.metrics import MetricsPlan
 from silotune.config import config, from_toml
+from silotune.encoding import Encoding
 from silotune.errors import ConfigError
 from silotune.models.text_model import ModelConfig
 from silotune.tables.synthetic import SyntheticConfig
@@ -187,6 +188,8 @@ class Scenario:
     """Repetitions; each draws other visits, another A, another order and other noise."""
     engine: Literal["flower", "inline"] = "flower"
     """Flower's simulation engine on Ray, or everything in one process."""
+    encoding: Encoding = "float32"
+    """How updates travel: fewer bits cost no privacy (`silotune.encoding`)."""
     workers: int = 2
     """Worker processes of the Flower engine."""
     curve_merchants: int = 4

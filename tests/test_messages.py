@@ -6,6 +6,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from silotune.encoding import encode
 from silotune.errors import MessageError
 from silotune.messages import (
     MetricsRequest,
@@ -43,6 +44,24 @@ def test_request_and_reply_survive_the_journey(ask, name):
     assert what == ask
     assert torch.equal(vector, adapter)
     assert torch.equal(read_reply(reply(adapter, name), 5, name), adapter)
+
+
+@pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
+def test_an_encoded_release_survives_the_journey_and_no_other_length_does(encoding):
+    values = np.arange(200, dtype=np.float32)
+    sent = np.frombuffer(encode(values, encoding, np.random.default_rng(0)), np.uint8)
+    content = reply(torch.from_numpy(sent.copy()), "update")
+    found = read_reply(content, 200, "update", encoding)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), values, atol=2)
+    for size in (199, 201):
+        with pytest.raises(MessageError):
+            read_reply(content, size, "update", encoding)
+    # Neither is read as the other.
+    with pytest.raises(MessageError, match="one float32 vector"):
+        read_reply(content, len(sent), "update")
+    with pytest.raises(MessageError, match="one uint8 vector"):
+        read_reply(reply(torch.zeros(200), "update"), 200, "update", encoding)
 
 
 @pytest.mark.parametrize(("ask", "kind"), [(ASK, MetricsRequest), (MEASURE, TrainRequest)])

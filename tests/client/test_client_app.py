@@ -46,7 +46,7 @@ def agreed(small_federation, tmp_path_factory):
 
 def _measure(what):
     """The request for metrics that goes with a request to train."""
-    common = {k: v for k, v in asdict(what).items() if k not in ("private", "plain")}
+    common = {k: v for k, v in asdict(what).items() if k not in ("private", "plain", "encoding")}
     return MetricsRequest(**common, metrics=METRICS)
 
 

@@ -94,7 +94,7 @@ def test_metrics_leave_through_the_gate_with_a_receipt_of_public_facts(silo):
     plan = {"noise_multiplier", "scores", "errors", "outputs", "bins", "negative_weight"}
     plan |= {"examples_per_user", "error_bound"}
     of_the_ledger = {"reservation", "request", "sha256", "bytes"}
-    told = {"job", "round", "name", "size", "mechanism", "private"}
+    told = {"job", "round", "name", "size", "mechanism", "encoding", "private"}
     assert set(out.receipt) == plan | of_the_ledger | told
     assert out.receipt["private"] is True
 

@@ -79,7 +79,7 @@ def test_the_door_makes_two_messages_a_release_and_a_refusal():
     contents = sorted(ast.unparse(m.args[0]) for m in messages)
     assert contents == [
         "Error(code=_REFUSED, reason=refusal(error))",
-        "reply(out.vector(), out.name)",
+        "reply(out.array(), out.name)",
     ]
     for message in messages:
         assert [k.arg for k in message.keywords] == ["reply_to"]
@@ -173,4 +173,4 @@ def test_a_reply_holds_one_array_and_nothing_else():
         f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == "reply"
     ]
     (returned,) = [n for n in ast.walk(function) if isinstance(n, ast.Return)]
-    assert ast.unparse(returned.value) == "RecordDict({name: _pack(release_D)})"
+    assert ast.unparse(returned.value) == "RecordDict({name: _pack(release)})"

@@ -249,6 +249,20 @@ def test_two_private_updates_differ_and_seeded_ones_do_not(silo):
     assert twice(lambda: SeededSource(1), "b")
 
 
+@pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
+def test_an_update_in_fewer_bits_is_the_same_up_to_rounding(silo, encoding):
+    make, ask, model = silo
+    start = model.adapter()
+    found = {}
+    for how in ("float32", encoding):
+        with make(_policy(seeded_noise=True), SeededSource(1), name=how) as one:
+            found[how] = one.train(replace(ask, encoding=how), start, model)
+    exact, rounded = found["float32"].vector(), found[encoding].vector()
+    step = exact.abs().max() / (127 if encoding == "int8" else 128)
+    assert 0 < (rounded - exact).abs().max() <= step
+    assert len(found[encoding].array()) < len(exact) * 4 / 1.9
+
+
 def test_the_release_is_what_private_training_made_of_the_adapter_and_no_more(silo):
     make, ask, model = silo
     start = torch.full((model.layout.size,), 0.25)

@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 import torch
 
@@ -32,8 +34,6 @@ def _release(ledger, values, facts=None, **changes):
 
 
 def test_what_leaves_is_what_the_receipt_speaks_of(ledger):
-    import hashlib
-
     out = _release(ledger, GOOD, {"job": "j", "round": 1})
     assert torch.equal(out.vector(), GOOD)
     receipt = ledger.entries[-1].body
@@ -41,6 +41,51 @@ def test_what_leaves_is_what_the_receipt_speaks_of(ledger):
     assert receipt["sha256"] == hashlib.sha256(out.vector().numpy().tobytes()).hexdigest()
     assert (receipt["name"], receipt["size"], receipt["bytes"]) == ("update", 3, 12)
     assert receipt["private"] is True
+
+
+@pytest.mark.parametrize(("encoding", "size"), [("bfloat16", 6), ("int8", 7)])
+def test_fewer_bits_leave_as_the_receipt_says_and_the_same_every_time(ledger, encoding, size):
+    values = torch.tensor([1.003, -2.0007, 3.3])
+    out = _release(ledger, values, encoding=encoding)
+    sent = out.array()
+    assert (sent.dtype, sent.numel()) == (torch.uint8, size)
+    assert out.receipt["encoding"] == encoding
+    assert out.receipt["bytes"] == size
+    assert out.receipt["sha256"] == hashlib.sha256(sent.numpy().tobytes()).hexdigest()
+    torch.testing.assert_close(out.vector(), values, atol=0.03, rtol=0)
+    again = Gate(ledger).again("r")
+    assert torch.equal(again.array(), sent)
+    assert torch.equal(again.vector(), out.vector())
+    ledger.settle(int(out.receipt["reservation"]))
+    other = Gate(ledger).release(
+        _reserve(ledger, "other"),
+        Declaration(**DECLARED | {"encoding": encoding}),
+        values,
+        private=True,
+        facts={},
+    )
+    assert torch.equal(other.array(), sent)
+
+
+def test_rounding_up_does_not_pass_the_norm_limit(ledger):
+    # In bfloat16 the next number above 1 is 1.0078: some roundings of this lie above the limit.
+    norms, refused = [], 0
+    for k in range(40):
+        values = torch.tensor([1.0 + k * 2e-6])
+        reservation = _reserve_cheap(ledger, f"r{k}")
+        declared = Declaration(**DECLARED | {"size": 1, "norm_max": 1.001, "encoding": "bfloat16"})
+        try:
+            out = Gate(ledger).release(reservation, declared, values, private=True, facts={})
+            norms.append(float(out.vector().norm()))
+        except EgressError:
+            refused += 1
+    assert all(n <= 1.001 for n in norms)
+    assert norms
+
+
+def _reserve_cheap(ledger, request):
+    event = GaussianEvent(sampling_rate=0.01, noise_multiplier=20.0, steps=1)
+    return ledger.reserve(request, [event], {}, epsilon=8.0, delta=1e-4)
 
 
 class _Sly(torch.Tensor):
@@ -56,6 +101,9 @@ BAD = {
     "NaN": (torch.tensor([1.0, float("nan"), 0.0]), {}),
     "infinity": (torch.tensor([1.0, float("inf"), 0.0]), {}),
     "norm": (5 * GOOD, {}),
+    "another encoding": (GOOD, {"encoding": "float16"}),
+    "norm in int8": (5 * GOOD, {"encoding": "int8"}),
+    "NaN in bfloat16": (torch.tensor([1.0, float("nan"), 0.0]), {"encoding": "bfloat16"}),
     "norm limit NaN": (GOOD, {"norm_max": float("nan")}),
     "norm limit infinite": (GOOD, {"norm_max": float("inf")}),
     "bytes": (GOOD, {"bytes_max": 8}),
