@@ -73,7 +73,8 @@ def main(
             console.print(f"  failed: {error}", markup=False)
             continue
         save(out, name, result)
-        console.print(f"  {result.get('ratio') or result.get('exponents')}", markup=False)
+        figures = _ratio_cells(result) if "ratio" in result else _curve_cells(result)
+        console.print("  " + "; ".join(figures), markup=False)
         if not quick:
             write_rows(page, name, result)
     raise typer.Exit(int(failed))
