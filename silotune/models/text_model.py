@@ -3,7 +3,8 @@
 The head is linear on the pooled text and the numeric features. Scales, centre and whitening
 are public constants that balance the parts under one clip norm.
 
-Shape suffixes: E examples, T tokens, H hidden size, F numeric features, K outputs, D adapter.
+Shape suffixes: E examples, T tokens, P tokens that the last layer computes, H hidden size,
+F numeric features, K outputs, D adapter.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from silotune.models.base import (
     load_tokenizer,
     pool,
 )
+from silotune.models.last_layer import PooledLastLayer
 from silotune.models.prefix import FrozenPrefix
 
 __all__ = ["Head", "ModelConfig", "TextModel"]
@@ -195,6 +197,7 @@ class TextModel(nn.Module):
                     if "lora_" not in name:
                         parameter.data = parameter.data.bfloat16()
             self.prefix = FrozenPrefix(base, count - top)
+            self.last_layer = PooledLastLayer(base, self.pooling)
         self.head = Head(public_PH, numeric_size, outputs, cfg)
         self.layout = AdapterLayout.of(self)
 
@@ -255,10 +258,11 @@ class TextModel(nn.Module):
             plain_EK: Tensor = self.head(None, numeric_EF)
             return plain_EK
         reuse = contextlib.nullcontext() if stored_ETH is None else self.prefix.stored(stored_ETH)
-        with reuse, self.autocast():
-            hidden_ETH = self.backbone(input_ids=ids_ET, attention_mask=mask_ET).last_hidden_state
         over_ET = mask_ET if pool_ET is None else pool_ET
-        logits_EK: Tensor = self.head(pool(hidden_ETH, over_ET, self.pooling), numeric_EF)
+        with reuse, self.last_layer.only(over_ET), self.autocast():
+            hidden_EPH = self.backbone(input_ids=ids_ET, attention_mask=mask_ET).last_hidden_state
+        pooled_EH = pool(hidden_EPH, over_ET[:, : hidden_EPH.shape[1]], self.pooling)
+        logits_EK: Tensor = self.head(pooled_EH, numeric_EF)
         return logits_EK
 
     def autocast(self) -> torch.autocast:

@@ -13,6 +13,7 @@ from client.trainer import train_private
 from privacy.dp_sgd import DPConfig
 from privacy.randomness import SeededSource
 from silotune.models.adapter import AdapterLayout, LoraSettings, inject_lora
+from silotune.models.last_layer import PooledLastLayer
 from silotune.models.prefix import FrozenPrefix
 from silotune.models.text_model import Head, ModelConfig, TextModel
 from silotune.tasks.base import Examples
@@ -44,6 +45,7 @@ def _tiny(family, precision="float32", *, top_layers=None, outputs=1, **lora):
     model.backbone = inject_lora(base, LoraSettings(**known | lora))
     model.pooling = "mean" if family == "Bert" else "last"
     model.prefix = FrozenPrefix(base, 0 if top_layers is None else 2 - top_layers)
+    model.last_layer = PooledLastLayer(base, model.pooling)
     public = nn.functional.normalize(torch.randn(40, 16, generator=generator), dim=1)
     model.head = Head(public, NUMERIC, outputs, model.cfg)
     model.layout = AdapterLayout.of(model)

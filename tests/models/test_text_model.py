@@ -79,7 +79,8 @@ def test_context_is_attended_to_but_not_pooled(model, tokens, numeric):
         expected = model.head(pool(states, short, "mean"), numeric)
         found = model(ids, mask, numeric, pool_ET=short)
         cut = model(ids, short, numeric)
-    assert torch.equal(found, expected)
+    # The model computes the pooled tokens alone: products of another shape round otherwise.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(found, cut, atol=1e-3)
 
 
