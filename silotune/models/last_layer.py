@@ -89,7 +89,8 @@ class PooledLastLayer:
                 return split.transpose(1, 2)
 
             # The feed-forward part takes what it is given: cut here, all below is cut.
-            cut_EPH = hidden_states[:, :length]
+            # Contiguous: a product with a strided batch copies the weight for every example.
+            cut_EPH = hidden_states[:, :length].contiguous()
             query = heads(inner.query(cut_EPH))
             key, value = heads(inner.key(hidden_states)), heads(inner.value(hidden_states))
             mask = _rows(attention_mask, length)
