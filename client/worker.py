@@ -1,5 +1,6 @@
 """A process that serves the silos of a simulation, and keeps what it has loaded."""
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ class Worker:
     models: dict[str, TextModel] = field(default_factory=dict)
     work: Work = field(default_factory=Work)
     """What this worker has had to load and compute so far."""
-    _data: dict[tuple[Path, str], PreparedExamples] = field(default_factory=dict)
+    keep_bytes: int = 1 << 30
+    """Of prepared examples; those used longest ago are let go, and mapped again when needed.
+    What a thousand silos need is then what a few need."""
+    _data: OrderedDict[tuple[Path, str], PreparedExamples] = field(default_factory=OrderedDict)
 
     def model(self, name: str) -> TextModel:
         """Return model ``name``. Raises ConfigError when it is not configured."""
@@ -48,7 +52,13 @@ class Worker:
             if data.choice is not None:
                 note_choice(f"{folder.info.name}, model '{model}'", data.choice, self.log)
             self._data[key] = data
+            while len(self._data) > 1 and self._kept() > self.keep_bytes:
+                self._data.popitem(last=False)
+        self._data.move_to_end(key)
         return self._data[key]
+
+    def _kept(self) -> int:
+        return sum(data.nbytes for data in self._data.values())
 
     def silo(self, index: int, job: Job, round_: int) -> Silo:
         """Return the silo that node ``index`` stands for, with its budget for ``job``."""

@@ -68,9 +68,7 @@ class Comparison:
         with SiloPool(path, self.scenario.workers) as pool:
             model = build_model(federation.models, "text", federation.task)
             with self._stage("examples and frozen layers") as progress:
-                merchants = prepare_merchants(
-                    silos, self.scenario, federation.task, model, pool, progress
-                )
+                merchants = prepare_merchants(silos, self.scenario, pool, progress)
             if seed == 0:
                 self._describe(merchants)
             repetition = Repetition(
@@ -171,11 +169,11 @@ class Comparison:
                 {
                     "name": name,
                     "nominal_users": merchants.folders[name].info.nominal_users,
-                    "train_examples": len(p.examples.rows(test=False)),
-                    "test_examples": len(p.examples.rows(test=True)),
-                    "test_positives": int(p.examples.label_EK[p.examples.test_E].sum()),
+                    "train_examples": len(examples.rows(test=False)),
+                    "test_examples": len(examples.rows(test=True)),
+                    "test_positives": int(examples.label_EK[examples.test_E].sum()),
                 }
-                for name, p in merchants.data.items()
+                for name, examples in merchants.data.items()
             ],
             excluded=[{"name": n, "reason": r} for n, r in merchants.excluded.items()],
             private=not seeded,

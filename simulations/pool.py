@@ -23,6 +23,7 @@ from client.trainer import PlainConfig, make_optimizer, train_plain
 from client.worker import Worker, worker_for
 from silotune.errors import WorkerError
 from silotune.tables.silo_folder import SiloFolder
+from silotune.tasks.base import Examples
 
 __all__ = ["Logits", "SiloPool", "prepare", "score", "train_alone", "train_pooled"]
 
@@ -107,9 +108,9 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     return function(worker_for(_federation), *arguments)
 
 
-def prepare(worker: Worker, folder: SiloFolder) -> None:
-    """Make the examples of a silo, and store them and their prefix activations."""
-    worker.data(folder, "text")
+def prepare(worker: Worker, folder: SiloFolder) -> Examples:
+    """Make the examples of a silo, store them and their prefix activations; return them bare."""
+    return worker.data(folder, "text").examples
 
 
 def train_alone(

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.prepared import PreparedExamples, load_or_prepare
 from silotune.errors import ConfigError, DataError
-from silotune.models.text_model import ModelConfig, TextModel
+from silotune.models.text_model import ModelConfig
 from silotune.tables.silo_folder import SiloFolder, list_silos
+from silotune.tasks.base import Examples
 from silotune.tasks.promotion_response import PromotionResponse
 from simulations.pool import SiloPool, prepare
 from simulations.scenario import DataSource, Scenario
@@ -30,13 +30,14 @@ class Merchants:
     """The merchants of a comparison and those left out."""
 
     folders: dict[str, SiloFolder]
-    data: dict[str, PreparedExamples]
+    data: dict[str, Examples]
+    """Features and labels. Tokens and activations stay with the workers."""
     excluded: dict[str, str]
     """Name of a merchant, and why it is left out."""
 
     def cost(self, name: str) -> int:
         """Return the training examples of a merchant: how long it takes beside the others."""
-        return len(self.data[name].examples.rows(test=False))
+        return len(self.data[name].rows(test=False))
 
 
 def make_silos(source: DataSource, data: Path, progress: Progress) -> list[SiloFolder]:
@@ -97,8 +98,6 @@ def seeded_model(scenario: Scenario, seed: int) -> ModelConfig:
 def prepare_merchants(
     silos: list[SiloFolder],
     scenario: Scenario,
-    task: PromotionResponse,
-    model: TextModel,
     pool: SiloPool,
     progress: Progress,
 ) -> Merchants:
@@ -108,19 +107,18 @@ def prepare_merchants(
         ConfigError: no merchant is left.
     """
     folders: dict[str, SiloFolder] = {}
-    data: dict[str, PreparedExamples] = {}
+    data: dict[str, Examples] = {}
     excluded: dict[str, str] = {}
     # Rows of events are what examples are made of; files of one kind compress alike.
     sizes = [sum(f.stat().st_size for f in silo.path.glob("events*")) for silo in silos]
-    pool.each([(prepare, (silo,)) for silo in silos], progress, cost=sizes)
-    for silo in silos:
+    prepared = pool.each([(prepare, (silo,)) for silo in silos], progress, cost=sizes)
+    for silo, examples in zip(silos, prepared, strict=True):
         name = silo.info.name
-        prepared = load_or_prepare(silo, task, model)
-        reason = _too_small(prepared, scenario.data.minimum_users)
+        reason = _too_small(examples, scenario.data.minimum_users)
         if reason:
             excluded[name] = reason
         else:
-            folders[name], data[name] = silo, prepared
+            folders[name], data[name] = silo, examples
     if not folders:
         reasons = "; ".join(f"{n}: {r}" for n, r in excluded.items())
         raise ConfigError(f"scenario '{scenario.name}': no merchant is left. {reasons}")
@@ -137,8 +135,7 @@ def refuse_delta(silo: SiloFolder, scenario: Scenario) -> None:
         )
 
 
-def _too_small(prepared: PreparedExamples, minimum: int) -> str:
-    examples = prepared.examples
+def _too_small(examples: Examples, minimum: int) -> str:
     train, test = examples.rows(test=False), examples.rows(test=True)
     users = len(set(examples.user_E[train].tolist()))
     if users < minimum:

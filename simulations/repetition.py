@@ -71,7 +71,7 @@ class Repetition:
     def simple_methods(self) -> None:
         """Popularity, and logistic regression on the relation features."""
         data = self.merchants.data
-        examples = [p.examples for p in data.values()]
+        examples = list(data.values())
         with self._stage("simple methods") as progress:
             self._record("popularity", dict(zip(data, map(popularity, examples), strict=True)))
             progress(1, 3)
@@ -190,7 +190,7 @@ class Repetition:
         stored = store.metrics(last)
         if stored is None:
             return
-        silos = [(self.merchants.data[n].examples, s) for n, s in scores.items()]
+        silos = [(self.merchants.data[n], s) for n, s in scores.items()]
         of_job = {"kind": "private-metrics", "seed": self.seed, "arm": job.name, "round": last}
         for figure in records_of(stored, silos):
             self.folder.append({**of_job, **figure})
@@ -250,11 +250,11 @@ class Repetition:
         )
 
     def _quality(self, name: str, logits: NDArray[np.floating]) -> dict[str, float]:
-        examples = self.merchants.data[name].examples
+        examples = self.merchants.data[name]
         return quality(self._labels(name), logits, examples.visit_E[examples.test_E])
 
     def _labels(self, name: str) -> NDArray[np.float32]:
-        examples = self.merchants.data[name].examples
+        examples = self.merchants.data[name]
         labels: NDArray[np.float32] = examples.label_EK[examples.test_E, 0]
         return labels
 

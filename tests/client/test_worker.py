@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import client.worker
-from client.worker import worker_for
+from client.worker import Worker, worker_for
 from silotune.federation import read_federation
+from silotune.tables.silo_folder import SiloFolder
 from simulations.inline_engine import run_inline
 
 
@@ -58,3 +59,20 @@ def test_later_rounds_load_nothing_and_a_second_run_starts_from_the_stored_cache
     assert third.work.texts_run == 0
     assert all(data.stored_NH is None for data in third._data.values())
     assert (state / "silos.log").read_text().count("off for") == 2
+
+
+def test_a_worker_keeps_no_more_than_it_may_and_computes_nothing_twice(run):
+    first, _ = run("first")
+    folders = [SiloFolder.open(Path(s)) for s in first.federation.silos]
+    everything = sum(data.nbytes for data in first._data.values())
+    assert everything > max(data.nbytes for data in first._data.values())
+    small = Worker(first.federation, keep_bytes=everything - 1)
+    for _ in range(3):
+        for folder in folders:
+            small.data(folder, "text")
+            assert sum(data.nbytes for data in small._data.values()) < everything
+    # The last one stays, whatever its size.
+    none = Worker(first.federation, keep_bytes=0)
+    assert none.data(folders[0], "text") is none.data(folders[0], "text")
+    for worker in (small, none):
+        assert worker.work.texts_tokenised == worker.work.texts_run == 0
