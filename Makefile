@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check install clean kills mutants bench-step audit slow
+.PHONY: demo test check install clean kills mutants bench bench-step audit slow
 
 demo: $(STAMP)
 	$(BIN)/silotune simulate demo
@@ -27,6 +27,11 @@ mutants: $(STAMP)
 # A private step against the same step without privacy, and against Opacus' hooks.
 bench-step: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.step
+
+# Against the stock recipe, plain training, dp-lora and NVFlare, and how it scales; rewrites
+# docs/performance.md. Hours; `$(BIN)/python -m simulations.benchmarks --help` for one row alone.
+bench: $(STAMP)
+	$(BIN)/python -m simulations.benchmarks
 
 # Canary users and attacks against the claimed guarantee.
 audit: $(STAMP)
