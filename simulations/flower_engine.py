@@ -13,6 +13,7 @@ from threading import Event
 from typing import Any
 
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from client.client_app import app as client_app
@@ -34,6 +35,7 @@ def run_flower(
     *,
     workers: int,
     on_reply: Callable[[str, int, int], None] = lambda *_: None,
+    app: ClientApp = client_app,
 ) -> None:
     """Run every job of the federation file on Ray workers.
 
@@ -42,6 +44,7 @@ def run_flower(
         nodes: simulated nodes, one per silo.
         workers: worker processes, one processor each.
         on_reply: called in this process with job, round and replies so far.
+        app: what the workers run; benchmarks wrap it.
 
     Raises:
         SilotuneError: what the ServerApp raised.
@@ -79,7 +82,7 @@ def run_flower(
         _run_simulation(
             num_supernodes=nodes,
             exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-            client_app=client_app,
+            client_app=app,
             server_app=server_app,
             backend_config=backend,
         )

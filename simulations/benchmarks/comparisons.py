@@ -1,13 +1,14 @@
 """The rows of the table of ratios: which two sides, on what, and what is reported beside."""
 
 import json
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from simulations.benchmarks.harness import BenchmarkError, Pairs, Sample, paired, run_module
+from simulations.benchmarks.harness import BenchmarkError, Pairs, Ratio, Sample, paired, run_module
 from simulations.benchmarks.setting import Setting, limited, make_setting, taking_part
 from simulations.scenario import load_scenario
 
@@ -49,7 +50,7 @@ class Bench:
 
     def run(self, module: str, *arguments: str, timeout: float = 4 * 3600) -> Sample:
         """Run a module of this package as a process."""
-        log = self.out / "logs" / f"{module}-{arguments[0]}.log"
+        log = self.out / "logs" / f"{module}-{Path(arguments[0]).stem}.log"
         name = f"simulations.benchmarks.{module}"
         return run_module(name, arguments, log=log, timeout=timeout)
 
@@ -112,6 +113,31 @@ def nvflare(bench: Bench) -> dict[str, Any]:
     return _row(pairs, "NVFlare's simulator / silotune, rounds on prepared examples", beside)
 
 
+def overhead(bench: Bench) -> dict[str, Any]:
+    """Rounds of a simulation over the training in them, shared among the workers."""
+    merchants = 2 if bench.quick else 16
+    setting = limited(bench.setting, bench.out / "overhead", merchants)
+    path = str(Path(setting.folder) / "setting.json")
+    out = Path(setting.folder) / "overhead.json"
+    bench.run("ours", "prepare", path)
+    found = []
+    for _ in range(bench.repeats):
+        bench.run("overhead", path, str(out))
+        found.append(json.loads(out.read_text(encoding="utf-8")))
+    beside = (
+        f"{found[0]['merchants']:.0f} merchants, {setting.workers} workers, from round 2 on "
+        f"{statistics.median(f['ratio_later'] for f in found):.2f}; training "
+        f"{min(f['training'] for f in found):.0f} s, with Ray's start "
+        f"{min(f['whole'] for f in found):.0f} s"
+    )
+    values = [f["ratio"] for f in found]
+    low, middle, high = statistics.quantiles(values * 2, n=4) if len(values) > 1 else values * 3
+    nan = float("nan")
+    ratio = Ratio(middle, low, high, nan, nan, len(values))
+    what = "wall time of the rounds / training time, shared among the workers"
+    return {"what": what, "beside": beside, "ratio": ratio, "runs": found}
+
+
 def dplora(bench: Bench, method: Any) -> dict[str, Any]:
     """One step, dp-lora over silotune."""
     from simulations.benchmarks.dplora_step import compare
@@ -158,5 +184,6 @@ COMPARISONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "dp-lora-ffa": lambda bench: dplora(bench, "ffa"),
     "dp-lora-vanilla": lambda bench: dplora(bench, "vanilla"),
     "nvflare": nvflare,
+    "overhead": overhead,
 }
 """By name of the row."""

@@ -181,7 +181,8 @@ def make_setting(
         task=scenario.task,
         models={"text": scenario.model},
         jobs=(job,),
-        silos=tuple(str(s.path.resolve()) for s in silos),
+        # Longest first, as `silotune simulate` has them.
+        silos=tuple(str(s.path.resolve()) for s in sorted(silos, key=_size, reverse=True)),
         state=str(folder / "state"),
         delta=private.delta,
     )
@@ -195,6 +196,10 @@ def make_setting(
     federation.save(setting.federation_path)
     write_setting(setting)
     return setting
+
+
+def _size(silo: SiloFolder) -> int:
+    return sum(file.stat().st_size for file in silo.path.glob("events*"))
 
 
 def write_setting(setting: Setting) -> Path:
