@@ -5,65 +5,57 @@ examples of every silo it has served: later rounds load no model and tokenise no
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
-from client.refusals import note, refusal
+from client.door import respond
+from client.silo import Silo
 from client.worker import Worker, worker_for
 from silotune.errors import ConfigError, MessageError
 from silotune.federation import FEDERATION_VARIABLE
-from silotune.messages import MetricsRequest, TrainRequest, read_request, reply
+from silotune.messages import MetricsRequest, TrainRequest
+from silotune.models.text_model import TextModel
 
 __all__ = ["app"]
 
 app = ClientApp()
-
-_REFUSED = 100
-"""Error code of a reply that a silo sends on purpose; Flower's own are below."""
 
 
 @app.train()
 @app.evaluate()
 def answer(message: Message, context: Context) -> Message:
     """Answer one request, to train or to measure, for the silo that this node stands for."""
-    # Whatever goes wrong, Flower would send the exception's text to the aggregator.
-    log = Path("silo.log")
-    try:
-        worker = _worker(context)
-        log = worker.log
-        return _answer(worker, message, int(context.node_config["partition-id"]))
-    except Exception as error:  # noqa: BLE001  # one way out, for errors too
-        note(error, log)
-        return Message(Error(code=_REFUSED, reason=refusal(error)), reply_to=message)
+    return respond(message, lambda: _find(context))
 
 
-def _answer(worker: Worker, message: Message, index: int) -> Message:
-    what, adapter_D = _read(message)
-    jobs = {job.name: job for job in worker.federation.jobs}
-    if what.job not in jobs:
-        raise MessageError("the request names a job that this silo's configuration has not.")
-    job = jobs[what.job]
-    if what.model != job.model:
-        raise MessageError("the request names another model than this silo's configuration.")
-    with worker.silo(index, job, what.round) as silo:
-        model = worker.model(job.model)
-        if isinstance(what, MetricsRequest):
-            out = silo.measure(what, adapter_D, model)
-        else:
-            out = silo.train(what, adapter_D, model)
-        ready = Message(reply(out.array(), out.name), reply_to=message)
-        silo.handed_over(out)
-    return ready
+@dataclass(frozen=True)
+class _Simulated:
+    worker: Worker
+    index: int
+
+    @property
+    def log(self) -> Path:
+        return self.worker.log
+
+    @contextmanager
+    def open(self, what: TrainRequest | MetricsRequest) -> Iterator[tuple[Silo, TextModel]]:
+        jobs = {job.name: job for job in self.worker.federation.jobs}
+        if what.job not in jobs:
+            raise MessageError("the request names a job that this silo's configuration has not.")
+        job = jobs[what.job]
+        if what.model != job.model:
+            raise MessageError("the request names another model than this silo's configuration.")
+        with self.worker.silo(self.index, job, what.round) as silo:
+            yield silo, self.worker.model(job.model)
 
 
-def _read(message: Message) -> tuple[TrainRequest | MetricsRequest, Tensor]:
-    # Flower routes by the message type; the request must be of the kind that it announces.
-    if message.metadata.message_type == "train":
-        return read_request(message.content, TrainRequest)
-    return read_request(message.content, MetricsRequest)
+def _find(context: Context) -> _Simulated:
+    return _Simulated(_worker(context), int(context.node_config["partition-id"]))
 
 
 def _worker(context: Context) -> Worker:

@@ -15,7 +15,7 @@ from typing import Annotated
 import click
 import typer
 
-from silotune.cli import client, data, privacy, report, simulate
+from silotune.cli import client, data, privacy, report, server, simulate
 from silotune.errors import SilotuneError
 
 __all__ = ["app", "main"]
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _commands in (data, simulate, report, client, privacy):
+for _commands in (data, simulate, report, server, client, privacy):
     _commands.register(app)
 
 

@@ -17,6 +17,10 @@ _Anchor = Annotated[
     Path | None, typer.Option(help="The ledger's anchor, where it is not beside it.")
 ]
 
+_Silos = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Silo folders.", show_default=False)
+]
+
 _group = typer.Typer(no_args_is_help=True)
 _ledger = typer.Typer(no_args_is_help=True)
 
@@ -24,7 +28,118 @@ _ledger = typer.Typer(no_args_is_help=True)
 def register(root: typer.Typer) -> None:
     """Add the group to ``root``."""
     _group.add_typer(_ledger, name="ledger", help="What was spent, and what left.")
-    root.add_typer(_group, name="client", help="A merchant's own side: its ledger.")
+    root.add_typer(_group, name="client", help="A merchant's own side: take part, and its ledger.")
+
+
+@_group.command("init")
+def _init(
+    folders: _Silos,
+    invitation: Annotated[Path, typer.Option(help="File of the aggregator.", show_default=False)],
+    run: Annotated[Path, typer.Option(help="Its run file: task and model.", show_default=False)],
+    epsilon: Annotated[float, typer.Option(help="Budget of each customer.")] = 8.0,
+    policy: Annotated[
+        Path | None, typer.Option(help="Copy this policy.toml.", show_default=False)
+    ] = None,
+) -> None:
+    """Make silo folders of `silotune data import` ready: client.toml, policy.toml, node key."""
+    from client.setup import init
+    from privacy.durable import write_whole
+
+    for folder in folders:
+        if policy is not None and not (folder / "policy.toml").exists():
+            write_whole(folder / "policy.toml", policy.read_bytes())
+        identity = init(folder, invitation, run, epsilon=epsilon)
+        typer.echo(f"{folder}: read {folder / 'policy.toml'} before you start.")
+    typer.echo(f"The aggregator must be {identity}; ask it by telephone.")
+
+
+@_group.command("enrol")
+def _enrol(
+    folders: _Silos,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.json.", show_default=False)] = Path(),
+) -> None:
+    """Write the enrolment file of each silo, for the aggregator: name, public key, users."""
+    from client.setup import enrolment
+
+    out.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        made = enrolment(folder)
+        (out / f"{made.name}.json").write_text(made.text(), encoding="utf-8")
+        typer.echo(f"{out / made.name}.json")
+
+
+@_group.command("start")
+def _start(
+    folders: _Silos,
+    foreground: Annotated[bool, typer.Option(help="Stay; for systemd. One folder.")] = False,
+    wait: Annotated[float, typer.Option(help="Seconds until all must be ready.")] = 600.0,
+) -> None:
+    """Start daemon and node of each silo, and keep them running."""
+    from client.config import read_client
+    from silotune.errors import ConfigError
+
+    for folder in folders:
+        read_client(folder)
+    if foreground:
+        from client.start import main
+
+        if len(folders) > 1:
+            raise ConfigError("--foreground starts one folder.")
+        main(folders[0])
+        return
+    from silotune.supervision import start_apart
+
+    for folder in folders:
+        start_apart(folder, ["-m", "client.start", str(folder.resolve())], wait=wait)
+        typer.echo(f"{folder}: connected to {read_client(folder).server.address}.")
+
+
+@_group.command("status")
+def _status(
+    folders: _Silos,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show the processes of each silo, what was spent and how many releases left."""
+    from client.config import read_client
+    from silotune.supervision import read_state
+
+    found = []
+    for folder in folders:
+        read_client(folder)
+        state = read_state(folder) or {"processes": {}}
+        found.append({"folder": str(folder), "processes": state["processes"], **_spent(folder)})
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for one in found:
+        processes = ", ".join(
+            f"{name} {'ready' if p.get('ready') else 'starting'} (process {p['pid']})"
+            for name, p in one["processes"].items()
+        )
+        typer.echo(f"{one['folder']}: {processes or 'not running'}")
+        typer.echo(f"  {one['releases']} releases, ε = {one['epsilon']:.3f} spent")
+
+
+def _spent(folder: Path) -> dict[str, float]:
+    from privacy.chain import Chain
+    from privacy.ledger_report import ledger_rows
+
+    if not (folder / "ledger.db").exists():
+        return {"releases": 0, "epsilon": 0.0}
+    rows = ledger_rows(Chain.read(folder / "ledger.db"))
+    return {
+        "releases": sum(r.bytes > 0 for r in rows),
+        "epsilon": rows[-1].epsilon if rows else 0.0,
+    }
+
+
+@_group.command("stop")
+def _stop(folders: _Silos) -> None:
+    """Stop daemon and node of each silo; the release in hand is finished or its cost is spent."""
+    from silotune.supervision import stop
+
+    for folder in folders:
+        typer.echo(f"{folder}: {'stopped' if stop(folder) else 'was not running'}.")
 
 
 def _file(path: Path) -> Path:

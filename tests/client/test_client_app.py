@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import client.client_app
+import client.door
 import silotune.errors
 from client.client_app import app
 from client.refusals import WORDS, note, refusal
@@ -100,7 +101,11 @@ def test_metrics_outside_the_policy_are_answered_with_the_limits_names(send):
 
 
 @pytest.mark.parametrize("message_type", ["train", "evaluate"])
-@pytest.mark.parametrize("place", ["read_request", "reply", "_worker"])
+@pytest.mark.parametrize(
+    "place",
+    [(client.door, "read_request"), (client.door, "reply"), (client.client_app, "_worker")],
+    ids=lambda p: p[1],
+)
 @pytest.mark.parametrize("kind", [*ERRORS, KeyError, MemoryError, AssertionError, OSError])
 def test_no_word_of_an_exception_reaches_the_aggregator(
     send, tmp_path, monkeypatch, place, kind, message_type
@@ -108,7 +113,7 @@ def test_no_word_of_an_exception_reaches_the_aggregator(
     def fail(*_):
         raise kind(SECRET)
 
-    monkeypatch.setattr(client.client_app, place, fail)
+    monkeypatch.setattr(*place, fail)
     monkeypatch.chdir(tmp_path)
     reply, _ = send(message_type)
     assert reply.error.reason in WORDS

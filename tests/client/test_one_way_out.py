@@ -7,7 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SILO_SIDE = sorted((ROOT / "client").rglob("*.py")) + sorted((ROOT / "privacy").rglob("*.py"))
-DOOR = ROOT / "client" / "client_app.py"
+DOOR = ROOT / "client" / "door.py"
+APP = ROOT / "client" / "client_app.py"
+NODE = ROOT / "client" / "flower_node.py"
+TASKS = ROOT / "client" / "flower_tasks.py"
+DAEMON = ROOT / "client" / "daemon.py"
+# Who may know Flower: the door makes messages; the app and the daemon hand them to it.
+KNOW_FLOWER = {DOOR, APP, NODE, TASKS}
+# What may carry bytes, and what it then must not know: anything of the silo.
+MAY_CARRY = {NODE: {"httpx", "socket"}, TASKS: {"httpx"}}
 # Whatever can carry bytes to another machine.
 CARRIERS = {
     "asyncio",
@@ -45,6 +53,18 @@ def _called(node):
     return node.func.id if isinstance(node.func, ast.Name) else ""
 
 
+def _attributes(tree, name):
+    """How often ``x.name`` is handed on without being called."""
+    called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    return len(
+        [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Attribute) and n.attr == name and id(n) not in called
+        ]
+    )
+
+
 def _calls(tree, name):
     return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and _called(n) == name]
 
@@ -52,15 +72,44 @@ def _calls(tree, name):
 def test_the_walk_sees_the_silo_side():
     names = {p.name for p in SILO_SIDE}
     assert {"client_app.py", "silo.py", "egress.py", "ledger.py", "trainer.py"} <= names
+    assert {p.name for p in KNOW_FLOWER} <= names
 
 
 @pytest.mark.parametrize("path", SILO_SIDE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_only_the_door_knows_flower_and_nothing_knows_a_network(path):
+def test_only_the_door_and_its_carriers_know_flower_or_a_network(path):
     found = set(_imports(_tree(path)))
-    if path != DOOR:
+    if path not in KNOW_FLOWER:
         assert not {n for n in found if n.split(".")[0] == "flwr"}
     carriers = {n for n in found if n in CARRIERS or n.split(".")[0] in CARRIERS}
-    assert not carriers
+    assert {c.split(".")[0] for c in carriers} <= MAY_CARRY.get(path, set())
+
+
+@pytest.mark.parametrize("path", sorted(MAY_CARRY), ids=lambda p: p.name)
+def test_what_carries_bytes_knows_nothing_of_the_silo(path):
+    ours = {"client", "privacy", "torch", "silotune"}
+    assert not {n for n in _imports(_tree(path)) if n.split(".")[0] in ours}
+
+
+def test_what_the_node_carries_is_the_doors_answer():
+    tree = _tree(TASKS)
+    pushed = [ast.unparse(c) for c in _calls(tree, "_push")]
+    assert pushed == ["_push(client, answer(message), node)"]
+    for name in ("PushMessages", "PushObject"):
+        assert len(_calls(tree, name)) + _attributes(tree, name) == 1
+    # Nothing else of a task goes back: no state, no details.
+    (ended,) = _calls(tree, "PushTaskOutputRequest")
+    assert [k.arg for k in ended.keywords] == ["sub_status"]
+    (served,) = _calls(_tree(DAEMON), "serve")
+    (answer,) = [k for k in served.keywords if k.arg == "answer"]
+    assert ast.unparse(answer.value) == "lambda message: respond(message, lambda: place)"
+
+
+@pytest.mark.parametrize("path", sorted({*KNOW_FLOWER, DAEMON}), ids=lambda p: p.name)
+def test_nothing_unpacks_or_runs_what_a_server_sends(path):
+    text = path.read_text(encoding="utf-8")
+    words = ("install_from_fab", "load_client_app", "zipfile", "importlib", "pickle", "eval(")
+    for word in (*words, "exec(", "fab_from_proto", "__import__", "subprocess"):
+        assert word not in text
 
 
 @pytest.mark.parametrize("path", SILO_SIDE, ids=lambda p: str(p.relative_to(ROOT)))
@@ -130,8 +179,23 @@ def test_the_door_keeps_no_state_and_makes_no_record_where_flower_could_send_it(
         assert f"flwr.app.{record}" not in imported
 
 
-def test_every_statement_of_a_handler_is_inside_its_try():
-    tree = _tree(DOOR)
+def test_every_statement_of_the_door_is_inside_its_try():
+    (door,) = [
+        n for n in _tree(DOOR).body if isinstance(n, ast.FunctionDef) and n.name == "respond"
+    ]
+    statements = [s for s in door.body if not isinstance(s, ast.Expr)]
+    # A constant before it; then the try, which catches everything and ends the function.
+    assert ast.unparse(statements[0]) == "log = Path('silo.log')"
+    assert len(statements) == 2
+    attempt = statements[1]
+    assert isinstance(attempt, ast.Try)
+    assert [ast.unparse(h.type) for h in attempt.handlers] == ["Exception"]
+    assert not attempt.finalbody
+    assert not any(isinstance(n, ast.Raise) for h in attempt.handlers for n in ast.walk(h))
+
+
+def test_the_handlers_of_the_app_only_hand_on_to_the_door():
+    tree = _tree(APP)
     handlers = [
         f
         for f in ast.walk(tree)
@@ -141,18 +205,11 @@ def test_every_statement_of_a_handler_is_inside_its_try():
         )
     ]
     assert [f.name for f in handlers] == ["answer"]
-    kinds = [ast.unparse(d) for d in handlers[0].decorator_list]
-    assert kinds == ["app.train()", "app.evaluate()"]
-    for handler in handlers:
-        statements = [s for s in handler.body if not isinstance(s, ast.Expr)]
-        # A constant before it; then the try, which catches everything and ends the function.
-        assert ast.unparse(statements[0]) == "log = Path('silo.log')"
-        assert len(statements) == 2
-        attempt = statements[1]
-        assert isinstance(attempt, ast.Try)
-        assert [ast.unparse(h.type) for h in attempt.handlers] == ["Exception"]
-        assert not attempt.finalbody
-        assert not any(isinstance(n, ast.Raise) for h in attempt.handlers for n in ast.walk(h))
+    assert [ast.unparse(d) for d in handlers[0].decorator_list] == ["app.train()", "app.evaluate()"]
+    statements = [ast.unparse(s) for s in handlers[0].body if not isinstance(s, ast.Expr)]
+    assert statements == ["return respond(message, lambda: _find(context))"]
+    for path in (APP, DAEMON):
+        assert not _calls(_tree(path), "Message")
 
 
 @pytest.mark.parametrize("path", SILO_SIDE, ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,0 +1,191 @@
+"""The merchant's node, which talks to the aggregator: Flower's private modules, second half.
+
+`run_node` is Flower's SuperNode over a connection that accepts one server certificate only. It
+holds messages, sees no data and needs no rights. The first half is `client.flower_tasks`. Pinned
+to one minor version of flwr, held by `tests/client/test_flower_node.py`.
+"""
+
+import codecs
+import contextlib
+import hashlib
+import os
+import resource
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.supercore.interceptors import (
+    RuntimeVersionHttpInterceptor,
+)
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+__all__ = ["NodeSettings", "pinned_context", "run_node"]
+
+_SLEEP = 1.0
+"""Seconds of the node's longest pause; Flower's own is 3."""
+_NODE_MEMORY = 4 * 2**30
+"""Bytes of address space of the node: what a message may take, at the very most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeSettings:
+    """What a SuperNode needs to know."""
+
+    address: str
+    """HOST:PORT of the aggregator."""
+    ca: str
+    """Certificate of its authority, PEM."""
+    certificate_sha256: str
+    """Of its own, over the DER form."""
+    key: Path
+    """Of the node."""
+    secret: Path
+    """Shared with the daemon."""
+    socket: Path
+    """Where the daemon takes tasks."""
+    number: Path
+    """File that remembers the node's number."""
+    user: str | None
+    """Account to become where started as root. None: stay."""
+
+
+def pinned_context(ca: str, certificate_sha256: str) -> ssl.SSLContext:
+    """Return a TLS context that accepts this server certificate and no other of its authority."""
+
+    class Pinned(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            seen = hashlib.sha256(self.getpeercert(binary_form=True) or b"").hexdigest()
+            if seen != certificate_sha256:
+                raise ssl.SSLCertVerificationError(
+                    f"the server's certificate is {seen[:16]}…, the pinned one "
+                    f"{certificate_sha256[:16]}…"
+                )
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_verify_locations(cadata=ca)
+    context.sslsocket_class = Pinned
+    return context
+
+
+def run_node(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
+    """Be the SuperNode until told to stop.
+
+    Reads key and secret and opens the socket, then gives up its rights, then connects.
+    """
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode import start_client_internal as flower
+    from flwr.supernode.main import create_app
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    key = load_pem_private_key(settings.key.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise TypeError("the node's key is not an elliptic-curve key")
+    secret = settings.secret.read_bytes()
+    number = os.open(settings.number, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    ready = _opened(settings.socket)
+    state = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
+    app = create_app(state_factory=state, superexec_auth_secret=secret)
+    for late in ("cp437", "idna"):
+        # Imported on first use, when this Python's own folder may be closed to the account.
+        codecs.lookup(late)
+    _give_up_rights(settings.user)
+    _deactivate(_pin(settings), settings, key, number)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    # A thread of its own: uvicorn then leaves the signals alone.
+    threading.Thread(target=server.run, args=([ready],), name="runtime", daemon=True).start()
+    known = state.state()
+    remember = known.set_node_id
+
+    def connected(node: int) -> None:
+        remember(node)
+        os.pwrite(number, f"{node:<24}".encode(), 0)
+        on_ready()
+
+    vars(known)["set_node_id"] = connected
+    # Its pauses are written into it.
+    vars(flower)["time"] = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, _SLEEP)))
+    flower.start_client_internal(
+        state_factory=state,
+        server_address=settings.address,
+        node_config={},
+        root_certificates=settings.ca.encode("ascii"),
+        insecure=False,
+        authentication_keys=(key, key.public_key()),
+        isolation="process",
+        superexec_auth_secret=secret,
+        runtime_dependency_install=False,
+    )
+
+
+def _opened(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    ready = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    ready.bind(str(path))
+    path.chmod(0o600)
+    ready.listen(64)
+    return ready
+
+
+def _give_up_rights(user: str | None) -> None:
+    import pwd
+
+    if user is not None and os.geteuid() == 0:
+        found = pwd.getpwnam(user)
+        os.setgroups([])
+        os.setgid(found.pw_gid)
+        os.setuid(found.pw_uid)
+    # A key in a core file would outlive the process; a huge message ends it, not the machine.
+    for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _NODE_MEMORY)):
+        resource.setrlimit(limit, (value, value))
+
+
+def _pin(settings: NodeSettings) -> type[FleetHttpClient]:
+    """Let Flower's node connect to the pinned certificate only; return its client."""
+    from flwr.supernode import fleet_http_connection as connection
+
+    class Pinned(FleetHttpClient):
+        def __init__(self, base_url: str, **options: Any) -> None:
+            context = pinned_context(settings.ca, settings.certificate_sha256)
+            super().__init__(base_url, **(options | {"verify": context}))
+
+    vars(connection)["FleetHttpClient"] = Pinned
+    return Pinned
+
+
+def _deactivate(
+    connect: type[FleetHttpClient],
+    settings: NodeSettings,
+    key: ec.EllipticCurvePrivateKey,
+    number: int,
+) -> None:
+    """Tell the aggregator that the node of before is gone; it refuses a second one otherwise."""
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    before = os.pread(number, 64, 0).strip()
+    if not before.isdigit():
+        return
+    client = connect.from_server_address(
+        settings.address,
+        False,
+        settings.ca.encode("ascii"),
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(key, key.public_key()),
+        ],
+    )
+    # It may be offline already, or the aggregator away.
+    with contextlib.closing(client), contextlib.suppress(httpx.HTTPError):
+        client.DeactivateNode(DeactivateNodeRequest(node_id=int(before)))

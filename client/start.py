@@ -1,0 +1,29 @@
+"""The merchant's supervisor: ``python -m client.start FOLDER``. No torch, no Flower in it."""
+
+import sys
+from pathlib import Path
+
+from client.config import read_client
+from silotune.supervision import Process, Supervisor
+
+__all__ = ["main"]
+
+_QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+
+
+def main(folder: Path) -> None:
+    """Keep node and daemon running until told to stop. Raises ConfigError."""
+    folder = folder.resolve()
+    read_client(folder)
+    environment = {**_QUIET, "FLWR_HOME": str(folder / "run" / "flwr")}
+    Supervisor(
+        folder,
+        [
+            Process(name=name, arguments=["-m", module, str(folder)], environment=environment)
+            for name, module in (("node", "client.node"), ("daemon", "client.daemon"))
+        ],
+    ).run()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

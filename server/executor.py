@@ -1,0 +1,100 @@
+"""The executor process: ``python -m server.executor FOLDER``. Runs what the aggregator queued.
+
+It runs the code that is installed here. Flower's own executor would unpack and import the bundle
+of whoever started the run; here nothing is unpacked.
+
+A run goes on where it was: the adapters of its rounds are durable, and whoever is killed starts
+again at the first round that is not there, under a new run of Flower's.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from threading import Event
+
+import httpx
+from flwr.serverapp import Grid
+
+from server.flower_link import Control, next_task, task_grid
+from server.rounds import run_job
+from server.run_store import RunStore
+from server.runs import Run, list_runs
+from silotune.errors import MessageError, SilotuneError
+from silotune.models.text_model import TextModel
+from silotune.supervised import mark_ready, open_ready, socket_path, watch_parent
+
+__all__ = ["main"]
+
+_LOOK = 0.3
+"""Seconds between two looks for work."""
+
+
+def main(folder: Path) -> None:
+    """Run what is queued until told to stop."""
+    watch_parent()
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    executor = _Executor(folder, stop)
+    mark_ready(open_ready(folder, "executor"))
+    while not stop.wait(_LOOK):
+        run = next((r for r in list_runs(folder) if r.status().state in _OPEN), None)
+        if run is not None:
+            executor.execute(run)
+
+
+_OPEN = ("waiting", "running")
+
+
+class _Executor:
+    def __init__(self, folder: Path, stop: Event) -> None:
+        self._socket = socket_path(folder, "superlink.sock")
+        self._secret = (folder / "superexec.secret").read_bytes()
+        self._stop = stop
+
+    def execute(self, run: Run) -> None:
+        try:
+            asked = run.file()
+            model = TextModel(
+                asked.model,
+                numeric_size=len(asked.task.numeric_names),
+                outputs=asked.task.outputs,
+                public_texts=asked.task.public_texts(),
+            )
+            with task_grid(self._socket, self._token(run)) as grid:
+                self._train(run, model, grid)
+        except httpx.HTTPError as error:
+            # The SuperLink is away; it comes back, and the run is still open.
+            print(f"{run.name}: {error}", flush=True)  # its log
+            self._stop.wait(2.0)
+        except SilotuneError as error:
+            if not self._stop.is_set():
+                run.note(state="failed", message=str(error))
+        else:
+            run.note(state="finished", message="")
+
+    def _token(self, run: Run) -> str:
+        """Start the run with Flower and take its task."""
+        status = run.status()
+        with Control(self._socket) as control:
+            if status.flower_run:
+                control.stop_run(status.flower_run)
+            flower_run = control.start_run()
+        run.note(state="running", flower_run=flower_run, starts=status.starts + 1)
+        while not self._stop.wait(0.1):
+            task = next_task(self._socket, self._secret)
+            if task is not None and task[0] == flower_run:
+                return task[1]
+            # Another's: of a run that was stopped, or that nobody here has asked for. It waits
+            # for its end unanswered.
+        raise MessageError("the run was stopped; rounds that are done are kept.")
+
+    def _train(self, run: Run, model: TextModel, grid: Grid) -> None:
+        asked = run.file()
+        options = asked.options(self._stop)
+        store = RunStore(run.rounds, model.layout.digest)
+        run_job(grid, asked.job, model, store, options, task=asked.task.name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,34 @@
+"""The SuperLink process: ``python -m server.link FOLDER``. Its supervisor starts it."""
+
+import sys
+from pathlib import Path
+
+from server.config import read_server
+from server.flower_link import link_app
+from server.serve import serve_both
+from silotune.supervised import mark_ready, open_ready, socket_path, watch_parent
+
+__all__ = ["main"]
+
+
+def main(folder: Path) -> None:
+    """Serve merchants and the operator until told to stop."""
+    watch_parent()
+    settings = read_server(folder)
+    socket = socket_path(folder, "superlink.sock")
+    # Left by a process that was killed; the supervisor's lock says that none is there.
+    socket.unlink(missing_ok=True)
+    serve_both(
+        link_app(folder / "state.db", (folder / "superexec.secret").read_bytes()),
+        socket,
+        host=settings.host,
+        port=settings.port,
+        certificate=folder / settings.certificate,
+        key=folder / settings.key,
+        body_limit=settings.request_bytes_max,
+        on_ready=lambda: mark_ready(open_ready(folder, "superlink")),
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

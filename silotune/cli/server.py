@@ -1,0 +1,203 @@
+"""``silotune server``: the aggregator."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["register"]
+
+_Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The aggregator's folder.", show_default=False)
+]
+_Own = Annotated[Path | None, typer.Option(help="PEM, of your own.", show_default=False)]
+
+_group = typer.Typer(no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the group to ``root``."""
+    root.add_typer(_group, name="server", help="The aggregator: start it, enrol merchants, train.")
+
+
+@_group.command("init")
+def _init(
+    folder: _Folder,
+    address: Annotated[str, typer.Option(help="HOST:PORT that merchants use.")] = "127.0.0.1:18443",
+    name: Annotated[str, typer.Option(help="Of the aggregator, for people.")] = "aggregator",
+    listen: Annotated[str, typer.Option(help="Address of the network interface.")] = "0.0.0.0",  # noqa: S104
+    certificate: _Own = None,
+    key: _Own = None,
+    ca: _Own = None,
+) -> None:
+    """Make the folder DIR: certificates, secret, server.toml, and the invitation for merchants."""
+    from server.setup import init
+    from silotune.errors import ConfigError
+
+    own = (certificate, key, ca)
+    if any(own) and not all(own):
+        raise ConfigError("give all of --certificate, --key and --ca, or none.")
+    brought = tuple(p.resolve() for p in own if p is not None)
+    made = init(
+        folder,
+        name=name,
+        address=address,
+        listen=listen,
+        own=(brought[0], brought[1], brought[2]) if brought else None,
+    )
+    typer.echo(f"{folder}: merchants need {folder / 'invitation.toml'}.\nIt is {made.identity}.")
+
+
+@_group.command("start")
+def _start(
+    folder: _Folder,
+    foreground: Annotated[bool, typer.Option(help="Stay; for systemd.")] = False,
+    wait: Annotated[float, typer.Option(help="Seconds until all must be ready.")] = 180.0,
+) -> None:
+    """Start SuperLink and executor, and keep them running."""
+    from server.config import read_server
+
+    settings = read_server(folder)
+    if foreground:
+        from server.start import main
+
+        main(folder)
+        return
+    from silotune.supervision import start_apart
+
+    start_apart(folder, ["-m", "server.start", str(folder.resolve())], wait=wait)
+    typer.echo(f"{folder}: merchants come in at {settings.public_address}.")
+
+
+@_group.command("enrol")
+def _enrol(
+    folder: _Folder,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Of merchants.", show_default=False)
+    ],
+) -> None:
+    """Let merchants in by their enrolment files."""
+    from server.setup import enrol
+    from silotune.invitation import read_enrolment
+
+    for file in files:
+        node = enrol(folder, file)
+        asked = read_enrolment(file)
+        typer.echo(f"{asked.name}: node {node}, {asked.nominal_users} users declared.")
+
+
+@_group.command("run")
+def _run(
+    folder: _Folder,
+    file: Annotated[Path, typer.Argument(metavar="RUN.toml", show_default=False)],
+    detach: Annotated[bool, typer.Option(help="Queue it and return.")] = False,
+) -> None:
+    """Train as RUN.toml says, and show each round. Interrupting this does not stop the run."""
+    from server.runs import submit
+    from server.setup import control
+
+    with control(folder):
+        pass
+    run = submit(folder, file)
+    typer.echo(f"run '{run.name}': {run.folder}")
+    if detach:
+        return
+    shown = 0
+    while True:
+        status = run.status()
+        records = _rounds(run.rounds)
+        for record in records[shown:]:
+            typer.echo(
+                f"round {record['round']}: {record['replies']} updates, "
+                f"{record['failures']} failed, {record['seconds']:.1f} s"
+            )
+        shown = len(records)
+        if status.state in ("finished", "failed"):
+            break
+        time.sleep(0.3)
+    typer.echo(f"run '{run.name}' {status.state}. {status.message}".rstrip())
+    if status.state == "failed":
+        raise typer.Exit(2)
+
+
+@_group.command("status")
+def _status(
+    folder: _Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show processes, merchants and runs."""
+    found = _gather(folder)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, process in found["processes"].items():
+        ready = "ready" if process.get("ready") else "starting"
+        typer.echo(f"{name}: {ready}, process {process['pid']}, started {process['starts']} times")
+    if not found["processes"]:
+        typer.echo("not running")
+    for merchant in found["merchants"]:
+        typer.echo(f"merchant {merchant['name']}: {merchant['status']}")
+    for run in found["runs"]:
+        typer.echo(
+            f"run {run['name']}: {run['state']}, {run['rounds_done']} of {run['rounds']} rounds"
+            + (f". {run['message']}" if run["message"] else "")
+        )
+
+
+@_group.command("stop")
+def _stop(folder: _Folder) -> None:
+    """Stop it; a run in progress goes on at the next start."""
+    from silotune.supervision import stop
+
+    typer.echo(f"{folder}: {'stopped' if stop(folder) else 'was not running'}.")
+
+
+def _gather(folder: Path) -> dict[str, Any]:
+    from server.runs import list_runs
+    from server.setup import control
+    from silotune.errors import ConfigError
+    from silotune.invitation import read_enrolment
+    from silotune.supervision import read_state
+
+    state = read_state(folder) or {"processes": {}}
+    nodes = {}
+    try:
+        with control(folder) as link:
+            nodes = {n.public_key.decode(): n for n in link.nodes()}
+    except ConfigError:
+        if not (folder / "server.toml").exists():
+            raise
+    merchants = []
+    for path in sorted((folder / "merchants").glob("*.json")):
+        one = read_enrolment(path)
+        node = nodes.get(one.public_key)
+        merchants.append(
+            {
+                "name": one.name,
+                "nominal_users": one.nominal_users,
+                "node": node.node_id if node else None,
+                "status": node.status if node else "unknown",
+            }
+        )
+    runs = [
+        {
+            "name": run.name,
+            "state": run.status().state,
+            "message": run.status().message,
+            "rounds": run.file().job.rounds,
+            "rounds_done": len(_rounds(run.rounds)),
+            "records": _rounds(run.rounds),
+        }
+        for run in list_runs(folder)
+    ]
+    return {"processes": state["processes"], "merchants": merchants, "runs": runs}
+
+
+def _rounds(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "rounds.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]

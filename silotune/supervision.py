@@ -1,0 +1,254 @@
+"""Processes that belong together: started, watched, started again, stopped as one.
+
+A supervisor holds the lock of its folder, so there is one per folder. Its processes read their
+standard input, which only the supervisor holds open: when it is gone, however it went, they end.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from silotune.errors import ConfigError
+from silotune.supervised import ready_file
+
+__all__ = [
+    "Process",
+    "Supervisor",
+    "read_state",
+    "start_apart",
+    "stop",
+]
+
+_SHORTEST, _LONGEST = 0.5, 30.0
+"""Seconds before a process is started again: at first, and after it failed often."""
+_STEADY = 60.0
+"""Seconds after which a process counts as well."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Process:
+    """One process to keep running."""
+
+    name: str
+    arguments: Sequence[str]
+    """Of the Python interpreter: '-m', a module, its arguments."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Beside that of the supervisor."""
+
+
+@dataclass(slots=True)
+class _Running:
+    process: Process
+    handle: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    began: float = 0.0
+    pause: float = _SHORTEST
+    due: float = 0.0
+
+
+class Supervisor:
+    """Keeps ``processes`` running until it is told to stop.
+
+    Args:
+        folder: state in ``run/``, output of each process in ``logs/``.
+        processes: in the order of their start.
+
+    Raises:
+        ConfigError: another supervisor holds the folder.
+    """
+
+    def __init__(self, folder: Path, processes: Sequence[Process]) -> None:
+        self._run, self._logs = folder / "run", folder / "logs"
+        for made in (self._run, self._logs):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(self._run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not _hold(self._lock, wait=1.0):
+            os.close(self._lock)
+            raise ConfigError(f"{folder}: is running already; stop it first.")
+        self._running = [_Running(p) for p in processes]
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Start the processes and watch them until SIGTERM or SIGINT; then stop them."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        try:
+            while not self._stop.is_set():
+                for one in self._running:
+                    self._look_after(one)
+                self._stop.wait(0.1)
+        finally:
+            self._end_all()
+
+    def _look_after(self, one: _Running) -> None:
+        now = time.monotonic()
+        if one.handle is not None:
+            if one.handle.poll() is None:
+                return
+            lived = now - one.began
+            one.pause = _SHORTEST if lived > _STEADY else min(_LONGEST, 2 * one.pause)
+            one.due, one.handle = now + one.pause, None
+            self._write_state()
+        if now >= one.due:
+            self._start(one)
+
+    def _start(self, one: _Running) -> None:
+        ready_file(self._run, one.process.name).unlink(missing_ok=True)
+        log = self._logs / f"{one.process.name}.log"
+        # To a file: a pipe that nobody reads would stop the process.
+        with open(log, "ab", opener=lambda p, flags: os.open(p, flags, 0o600)) as out:
+            one.handle = subprocess.Popen(  # noqa: S603  # our own modules
+                [sys.executable, *one.process.arguments],
+                env=os.environ | dict(one.process.environment),
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        one.starts, one.began = one.starts + 1, time.monotonic()
+        self._write_state()
+
+    def _end_all(self) -> None:
+        ending = [one.handle for one in reversed(self._running) if one.handle is not None]
+        for handle in ending:
+            handle.terminate()
+        until = time.monotonic() + 15.0
+        for handle in ending:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                handle.wait(max(0.1, until - time.monotonic()))
+            if handle.poll() is None:
+                handle.kill()
+                handle.wait()
+        for one in self._running:
+            ready_file(self._run, one.process.name).unlink(missing_ok=True)
+        (self._run / "state.json").unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def _write_state(self) -> None:
+        state = {
+            "pid": os.getpid(),
+            "processes": {
+                one.process.name: {
+                    "pid": one.handle.pid if one.handle else None,
+                    "starts": one.starts,
+                }
+                for one in self._running
+            },
+        }
+        part = self._run / "state.json.part"
+        part.write_text(json.dumps(state), encoding="utf-8")
+        part.replace(self._run / "state.json")
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """Return what the supervisor of ``folder`` last wrote, with 'ready' per process, or None.
+
+    None: no supervisor is running.
+    """
+    run = folder / "run"
+    if not _is_held(run / "lock"):
+        return None
+    try:
+        state: dict[str, Any] = json.loads((run / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # It has the lock and has not yet started anything.
+        return {"pid": None, "processes": {}}
+    for name, process in state["processes"].items():
+        try:
+            process["ready"] = int(ready_file(run, name).read_text()) == process["pid"]
+        except (OSError, ValueError):
+            process["ready"] = False
+    return state
+
+
+def start_apart(folder: Path, arguments: Sequence[str], *, wait: float) -> dict[str, Any]:
+    """Start a supervisor as a process of its own; return its state once all is ready.
+
+    Args:
+        folder: of the supervisor.
+        arguments: of the Python interpreter.
+        wait: seconds.
+
+    Raises:
+        ConfigError: one is running, or it ended or was not ready in time; names the logs.
+    """
+    if read_state(folder) is not None:
+        raise ConfigError(f"{folder}: is running already; stop it first.")
+    logs = folder / "logs"
+    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = logs / "supervisor.log"
+    with open(log, "ab", opener=lambda p, flags: os.open(p, flags, 0o600)) as out:
+        started = subprocess.Popen(  # noqa: S603  # our own modules
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    until = time.monotonic() + wait
+    while time.monotonic() < until:
+        if started.poll() is not None:
+            raise ConfigError(f"{folder}: did not start; see {log}.")
+        state = read_state(folder)
+        processes = state["processes"] if state else {}
+        if state and processes and all(p["ready"] for p in processes.values()):
+            return state
+        time.sleep(0.1)
+    late = ", ".join(n for n, p in processes.items() if not p["ready"]) or "the supervisor"
+    raise ConfigError(f"{folder}: {late} not ready after {wait:.0f} s; see {logs}. It runs on.")
+
+
+def stop(folder: Path, *, wait: float = 30.0) -> bool:
+    """End the supervisor of ``folder`` and its processes; return whether one was running.
+
+    Raises:
+        ConfigError: it does not end.
+    """
+    state = read_state(folder)
+    if state is None or state["pid"] is None:
+        return False
+    os.kill(int(state["pid"]), signal.SIGTERM)
+    until = time.monotonic() + wait
+    while _is_held(folder / "run" / "lock"):
+        if time.monotonic() > until:
+            raise ConfigError(f"{folder}: process {state['pid']} does not end.")
+        time.sleep(0.1)
+    return True
+
+
+def _hold(lock: int, wait: float) -> bool:
+    # Whoever asks for the state holds the lock for a moment.
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
