@@ -20,6 +20,7 @@ from client.flower_tasks import serve
 from client.prepared import load_or_prepare
 from client.refusals import note
 from client.silo import Silo
+from privacy.durable import lock
 from privacy.policy import Policy
 from privacy.randomness import RandomSource, SecureSource, SeededSource
 from silotune.config import from_mapping, from_toml
@@ -105,6 +106,8 @@ def main(folder: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
+        # At once, and not after the wait for the ledger: held until this process is gone.
+        lock(folder / "daemon.lock", wait=1.0)
         place = load(folder)
     except SilotuneError as error:
         # In words, without a trace: a trace may show a row.

@@ -151,7 +151,12 @@ class _TooLargeError(Exception):
 def _pull(client: RuntimeHttpClient, node: Node, run: int, limit: int) -> Message:
     """Return the task's message; one that cannot be read comes empty, and is refused as such."""
     found = client.PullMessages(PullAppMessagesRequest())
-    tree, bare = found.message_object_trees[0], message_from_proto(found.messages_list[0])
+    tree, head = found.message_object_trees[0], found.messages_list[0]
+    # What came with the head itself was not measured: it is left aside.
+    head.ClearField("error")
+    head.ClearField("content")
+    head.content.SetInParent()
+    bare = message_from_proto(head)
     pull = make_pull_object_fn_protobuf(client.PullObject, node, run)
     confirm = make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run)
     left = limit

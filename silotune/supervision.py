@@ -24,9 +24,10 @@ from silotune.supervised import ready_file
 __all__ = [
     "Process",
     "Supervisor",
+    "launch",
     "read_state",
-    "start_apart",
     "stop",
+    "wait_until_ready",
 ]
 
 _SHORTEST, _LONGEST = 0.5, 30.0
@@ -171,41 +172,50 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def start_apart(folder: Path, arguments: Sequence[str], *, wait: float) -> dict[str, Any]:
-    """Start a supervisor as a process of its own; return its state once all is ready.
+def launch(folder: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a supervisor of ``folder`` as a process of its own.
 
     Args:
         folder: of the supervisor.
         arguments: of the Python interpreter.
-        wait: seconds.
 
     Raises:
-        ConfigError: one is running, or it ended or was not ready in time; names the logs.
+        ConfigError: one is running.
     """
     if read_state(folder) is not None:
         raise ConfigError(f"{folder}: is running already; stop it first.")
-    logs = folder / "logs"
-    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = logs / "supervisor.log"
+    log = folder / "logs" / "supervisor.log"
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(log, "ab", opener=lambda p, flags: os.open(p, flags, 0o600)) as out:
-        started = subprocess.Popen(  # noqa: S603  # our own modules
+        return subprocess.Popen(  # noqa: S603  # our own modules
             [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    until = time.monotonic() + wait
+
+
+def wait_until_ready(folder: Path, launched: subprocess.Popen[bytes], seconds: float) -> None:
+    """Return once every process of the supervisor that was launched does its work.
+
+    Raises:
+        ConfigError: it ended, or was not ready in time; names the logs.
+    """
+    processes: dict[str, Any] = {}
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if started.poll() is not None:
-            raise ConfigError(f"{folder}: did not start; see {log}.")
+        if launched.poll() is not None:
+            raise ConfigError(f"{folder}: did not start; see {folder / 'logs'}.")
         state = read_state(folder)
         processes = state["processes"] if state else {}
-        if state and processes and all(p["ready"] for p in processes.values()):
-            return state
+        if processes and all(p["ready"] for p in processes.values()):
+            return
         time.sleep(0.1)
     late = ", ".join(n for n, p in processes.items() if not p["ready"]) or "the supervisor"
-    raise ConfigError(f"{folder}: {late} not ready after {wait:.0f} s; see {logs}. It runs on.")
+    raise ConfigError(
+        f"{folder}: {late} not ready after {seconds:.0f} s; see {folder / 'logs'}. It runs on."
+    )
 
 
 def stop(folder: Path, *, wait: float = 30.0) -> bool:

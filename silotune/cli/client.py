@@ -87,10 +87,12 @@ def _start(
             raise ConfigError("--foreground starts one folder.")
         main(folders[0])
         return
-    from silotune.supervision import start_apart
+    from silotune.supervision import launch, wait_until_ready
 
-    for folder in folders:
-        start_apart(folder, ["-m", "client.start", str(folder.resolve())], wait=wait)
+    # Each loads its model: beside one another.
+    launched = [launch(f, ["-m", "client.start", str(f.resolve())]) for f in folders]
+    for folder, process in zip(folders, launched, strict=True):
+        wait_until_ready(folder, process, wait)
         typer.echo(f"{folder}: connected to {read_client(folder).server.address}.")
 
 
