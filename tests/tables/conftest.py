@@ -7,6 +7,7 @@ import duckdb
 import pytest
 
 from silotune.errors import DataError
+from silotune.tables.checks import check
 from silotune.tables.importer import import_tables
 from silotune.tables.staging import sql_path
 
@@ -63,6 +64,10 @@ class Shop:
         with duckdb.connect() as con:
             con.execute(f"COPY ({query}) TO {sql_path(path)} (FORMAT {path.suffix[1:]})")
         return path
+
+    def errors(self, kind="parquet"):
+        """Write the tables and return what a check calls errors of them."""
+        return [str(p) for p in check(self.write(kind)).of("error")]
 
     def assert_refused(self, source, *messages):
         """Importing ``source`` fails with exactly these errors and leaves nothing behind."""
