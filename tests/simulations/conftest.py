@@ -1,3 +1,6 @@
+import re
+from html.parser import HTMLParser
+
 import numpy as np
 import pytest
 
@@ -138,3 +141,60 @@ def whole_run(tmp_path_factory):
     run = write_made_up_run(tmp_path_factory.mktemp("whole") / "run")
     run.finish("finished")
     return run
+
+
+_VOID = ("meta", "br", "img", "link", "input", "hr")
+
+
+class _Page(HTMLParser):
+    """What a browser would make of a page, as far as the tests ask."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.links, self.open, self.figures = [], [], [], [], []
+        self.text, self.rows = "", []
+        self.html = text
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.tags.append(tag)
+        if "id" in given:
+            self.ids.append(given["id"])
+        self.links += [given[k] for k in ("href", "src", "xlink:href", "srcset") if k in given]
+        self.links += re.findall(r"url\(([^)]*)\)", " ".join(v or "" for v in given.values()))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in _VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] in (["style"], ["title"]):
+            return
+        self.text += data
+        if self.open and {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data.replace("\u00a0", " ")
+        if self.open[-1:] == ["h3"]:
+            self.figures.append(data)
+
+    def row(self, name):
+        return next(row for row in self.rows if row and row[0] == name)
+
+
+@pytest.fixture(scope="session")
+def page_of():
+    """Return a function that writes the report of a run and reads its page."""
+    # Draws plots: the library is loaded for the tests of reports alone.
+    from simulations.report import write_report
+
+    return lambda run: _Page(write_report(run).read_text(encoding="utf-8"))
