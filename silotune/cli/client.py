@@ -37,17 +37,11 @@ def _init(
     invitation: Annotated[Path, typer.Option(help="File of the aggregator.", show_default=False)],
     run: Annotated[Path, typer.Option(help="Its run file: task and model.", show_default=False)],
     epsilon: Annotated[float, typer.Option(help="Budget of each customer.")] = 8.0,
-    policy: Annotated[
-        Path | None, typer.Option(help="Copy this policy.toml.", show_default=False)
-    ] = None,
 ) -> None:
     """Make silo folders of `silotune data import` ready: client.toml, policy.toml, node key."""
     from client.setup import init
-    from privacy.durable import write_whole
 
     for folder in folders:
-        if policy is not None and not (folder / "policy.toml").exists():
-            write_whole(folder / "policy.toml", policy.read_bytes())
         identity = init(folder, invitation, run, epsilon=epsilon)
         typer.echo(f"{folder}: read {folder / 'policy.toml'} before you start.")
     typer.echo(f"The aggregator must be {identity}; ask it by telephone.")
