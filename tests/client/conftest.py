@@ -1,5 +1,6 @@
-"""A model of two random small layers and made-up silos, without files and tokenizer."""
+"""A small random model, made-up examples, and silos that train, measure or are audited."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,14 +9,22 @@ import torch
 import transformers
 from torch import nn
 
-from client.prepared import PreparedExamples
+from client.audit import AuditConfig
+from client.audit_canaries import Subject, widen
+from client.audit_run import subject_of
+from client.prepared import PreparedExamples, load_or_prepare, prepare
+from client.silo import Silo
 from client.trainer import train_private
 from privacy.dp_sgd import DPConfig
-from privacy.randomness import SeededSource
+from privacy.policy import Policy
+from privacy.randomness import SecureSource, SeededSource
+from silotune.federation import build_model, read_federation
+from silotune.messages import MetricsRequest, TrainRequest
 from silotune.models.adapter import AdapterLayout, LoraSettings, inject_lora
 from silotune.models.last_layer import PooledLastLayer
 from silotune.models.prefix import FrozenPrefix
 from silotune.models.text_model import Head, ModelConfig, TextModel
+from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
 
 WORDS, NUMERIC, LONGEST = 50, 3, 12
@@ -102,3 +111,127 @@ def small():
     return SimpleNamespace(
         tiny=_tiny, examples_of=_examples_of, crowd=_crowd, private=_private, data=_DATA
     )
+
+
+_POLICY = {"delta": 1e-3, "base_digests": ("none",), "servers": ("s",)}
+
+
+def _merchant(path):
+    """Examples, model and task of the first merchant of a federation file."""
+    federation = read_federation(path)
+    model = build_model(federation.models, "numeric", federation.task)
+    folder = SiloFolder.open(Path(federation.silos[0]))
+    return load_or_prepare(folder, federation.task, model), model, federation.task
+
+
+def _addressed(model, task):
+    """The part of a request that says which model it means."""
+    return {
+        "job": "j",
+        "task": task.name,
+        "model": "numeric",
+        "base_digest": model.base_digest,
+        "layout_digest": model.layout.digest,
+    }
+
+
+@pytest.fixture
+def training(small_federation, tmp_path):
+    """A function that opens the silo, a request for it, and the model."""
+    data, model, task = _merchant(small_federation(tmp_path, "numeric"))
+
+    def make(policy=None, source=None, *, nominal_users=40, server="s", name="ledger"):
+        return Silo(
+            "m",
+            data,
+            nominal_users=nominal_users,
+            ledger=tmp_path / f"{name}.db",
+            policy=Policy(**(_POLICY | {"epsilon": 6.0} | (policy or {}))),
+            source=source or SecureSource(),
+            server=server,
+        )
+
+    private = {
+        "clip_norm": 2.0,
+        "noise_multiplier": 1.5,
+        "sampling_rate": 0.5,
+        "examples_per_user": 8,
+        "steps": 2,
+        "learning_rate": 0.5,
+    }
+    return make, TrainRequest(**_addressed(model, task), round=0, private=private), model
+
+
+@pytest.fixture(scope="module")
+def _measured_merchant(small_federation, tmp_path_factory):
+    return _merchant(small_federation(tmp_path_factory.mktemp("measure"), "numeric"))
+
+
+@pytest.fixture
+def measuring(_measured_merchant, tmp_path):
+    """A function that opens the silo, a request for its metrics, an adapter and the model."""
+    data, model, task = _measured_merchant
+
+    def make(policy=None, source=None, *, name="ledger", data=data):
+        fields = {"epsilon": 2.0, "metrics": {"scores": 0.5}}
+        return Silo(
+            "m",
+            data,
+            nominal_users=40,
+            ledger=tmp_path / name / "ledger.db",
+            policy=Policy(**(_POLICY | fields | (policy or {}))),
+            source=source or SecureSource(),
+            server="s",
+        )
+
+    metrics = {"noise_multiplier": 8.0, "bins": 10, "negative_weight": 0.25}
+    ask = MetricsRequest(**_addressed(model, task), round=1, metrics=metrics)
+    return make, ask, torch.linspace(-1, 1, model.layout.size), model
+
+
+_ROOM = 400
+_SLOW = pytest.param("text_subject", marks=[pytest.mark.slow, pytest.mark.long], id="text")
+
+
+@pytest.fixture(scope="session")
+def claim():
+    """What the audited training claims of itself."""
+    return AuditConfig(
+        privacy=DPConfig(clip_norm=4.0, noise_multiplier=2.0, sampling_rate=0.5),
+        steps=4,
+        learning_rate=1.0,
+        delta=1e-5,
+    )
+
+
+@pytest.fixture(scope="module", params=[pytest.param("made_up_subject", id="made_up"), _SLOW])
+def subject(request):
+    """Model and data under audit, with room for canaries."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def made_up_subject():
+    """Users with a few examples each of wide features, and a head alone."""
+    generator, users, width = np.random.default_rng(0), 30, 60
+    user_E = np.repeat(np.arange(users), 3)
+    rows = len(user_E)
+    examples = Examples(
+        text=[""] * rows,
+        context=[],
+        numeric_EF=generator.random((rows, width)).astype(np.float32),
+        label_EK=(generator.random((rows, 1)) < 0.5).astype(np.float32),
+        user_E=user_E,
+        visit_E=user_E,
+        group=[""] * rows,
+        test_E=np.zeros(rows, np.bool_),
+    )
+    model = TextModel(ModelConfig(use_text=False), numeric_size=width + _ROOM, outputs=1)
+    return Subject(model, widen(prepare(examples, model), _ROOM), users, _ROOM)
+
+
+@pytest.fixture(scope="module")
+def text_subject(small_federation, tmp_path_factory):
+    federation = read_federation(small_federation(tmp_path_factory.mktemp("a"), "plain"))
+    silo = SiloFolder.open(Path(federation.silos[0]))
+    return subject_of(silo, federation.task, federation.models["text"], canaries=_ROOM)
