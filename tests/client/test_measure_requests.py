@@ -11,6 +11,7 @@ from privacy.accounting import GaussianEvent, epsilon_spent
 from privacy.ledger import Ledger
 from privacy.randomness import SeededSource
 from silotune.errors import BudgetError, ConfigError, MessageError, PolicyError
+from silotune.messages import MetricsRequest
 
 DELTA = 1e-3
 COST = epsilon_spent([GaussianEvent(sampling_rate=1.0, noise_multiplier=8.0, steps=1)], delta=DELTA)
@@ -156,7 +157,31 @@ def test_a_crash_between_charge_and_release_leaves_it_spent(measuring, monkeypat
     assert kinds == ["genesis", "reserve", "abandon", "reserve", "release"]
 
 
-def test_metrics_and_training_draw_on_one_budget(measuring):
+def test_metrics_and_training_draw_on_one_budget(training):
+    make, ask, model = training
+    measure = MetricsRequest(
+        **{k: getattr(ask, k) for k in ("job", "task", "model", "base_digest", "layout_digest")},
+        round=0,
+        metrics={"noise_multiplier": 8.0, "bins": 10},
+    )
+    start = model.adapter()
+    with make({"metrics": {"scores": 1.0}}) as one:
+        one.train(ask, start, model)
+        trained = one.ledger.spent(DELTA)
+    # Room for the training alone, and for the metrics alone, but not for both.
+    budget = {"metrics": {"scores": 1.0}, "epsilon": trained + COST / 100, "delta": DELTA}
+    assert trained > COST
+    with make(budget, name="first") as one:
+        one.train(ask, start, model)
+        with pytest.raises(BudgetError):
+            one.measure(measure, start, model)
+    with make(budget, name="second") as one:
+        one.measure(measure, start, model)
+        with pytest.raises(BudgetError):
+            one.train(ask, start, model)
+
+
+def test_metrics_of_many_rounds_end_with_the_budget(measuring):
     make, ask, adapter, model = measuring
     with make({"epsilon": 2.5 * COST}) as one:
         for round_ in range(20):

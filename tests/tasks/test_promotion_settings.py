@@ -38,7 +38,7 @@ def test_caps_hold_for_each_user_and_visit(shop, seed, busy):
             for v in chosen:
                 labels = examples.label_EK[examples.visit_E == v, 0]
                 assert (labels == 1).sum() == 2
-                assert (labels == 0).sum() == min(task.test_negatives, 7) if test else negatives
+                assert (labels == 0).sum() == (min(task.test_negatives, 7) if test else negatives)
 
 
 def test_the_seed_chooses_other_visits_and_the_same_seed_the_same(shop, busy):
