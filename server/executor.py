@@ -44,6 +44,8 @@ def main(folder: Path) -> None:
 
 
 _OPEN = ("waiting", "running")
+_ATTEMPTS = 3
+"""How often a run begins a round that too few answer. Merchants repeat a stored release."""
 
 
 class _Executor:
@@ -93,7 +95,16 @@ class _Executor:
         asked = run.file()
         options = asked.options(self._stop)
         store = RunStore(run.rounds, model.layout.digest)
-        run_job(grid, asked.job, model, store, options, task=asked.task.name)
+        for attempt in range(_ATTEMPTS):
+            try:
+                run_job(grid, asked.job, model, store, options, task=asked.task.name)
+            except MessageError as error:
+                # A round that few answered may find them back; what they refuse, they refuse again.
+                again = attempt + 1 < _ATTEMPTS and "refused" not in str(error)
+                if not again or self._stop.is_set():
+                    raise
+            else:
+                return
 
 
 if __name__ == "__main__":

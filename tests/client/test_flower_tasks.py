@@ -126,7 +126,7 @@ def node(tmp_path):
 def daemon(node, monkeypatch):
     """The daemon's loop in a thread, before a silo that answers with noise alone."""
     monkeypatch.chdir(node.folder)
-    seen, troubles, stop = [], [], threading.Event()
+    seen, troubles, threads, stop = [], [], [], threading.Event()
 
     class Place:
         log = node.folder / "silo.log"
@@ -147,10 +147,13 @@ def daemon(node, monkeypatch):
             target=serve, args=(node.path, secret), kwargs=options, daemon=True
         )
         thread.start()
+        threads.append(thread)
         return SimpleNamespace(seen=seen, troubles=troubles, thread=thread)
 
     yield start
     stop.set()
+    for thread in threads:
+        thread.join(20)
 
 
 def _request(**changes):
@@ -279,6 +282,30 @@ def test_a_message_of_too_many_parts_is_refused_unread(node, daemon, monkeypatch
     node.put(node.message(_request()))
     assert node.reply()[0].error.reason == "refused: not a valid request"
     assert pulled == []
+
+
+def test_a_message_that_is_too_large_is_not_read_to_its_end(node, daemon, monkeypatch):
+    pulled = []
+    real = flower_tasks.make_pull_object_fn_protobuf
+
+    def spy(*args, **kwargs):
+        pull = real(*args, **kwargs)
+
+        def counted(object_id):
+            content = pull(object_id)
+            pulled.append(len(content))
+            return content
+
+        return counted
+
+    monkeypatch.setattr(flower_tasks, "make_pull_object_fn_protobuf", spy)
+    running = daemon()
+    # 24 MB, in pieces of 5.
+    huge = {"adapter": _array(np.zeros(6_000_000, np.float32)), "request": _json("{}")}
+    node.put(node.message(RecordDict(huge)))
+    assert node.reply()[0].error.reason == "refused: not a valid request"
+    assert running.seen == []
+    assert sum(pulled) < LIMIT + 2 * 5_300_000
 
 
 def test_without_the_secret_no_task_is_taken(node, daemon):

@@ -176,7 +176,7 @@ def test_no_log_of_a_merchant_holds_a_row(federation):
 @pytest.mark.long
 def test_a_run_outlives_the_kill_of_any_process(federation, side, name):
     before = {s: len(_rows(s)) for s in federation.silos}
-    run = federation.run_file(name=f"kill-{name}", rounds=4, noise=4.0, deadline=20, quorum=0.5)
+    run = federation.run_file(name=f"kill-{name}", rounds=4, noise=4.0, deadline=60, quorum=0.5)
     federation.silotune("server", "run", federation.server, run, "--detach")
     store = federation.server / "runs" / f"kill-{name}" / "rounds"
     until = time.monotonic() + 200
