@@ -40,6 +40,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
     pull_and_inflate_object_from_tree,
     push_objects,
 )
@@ -59,6 +60,8 @@ _LOOK = 0.1
 """Seconds between two looks for a task. The node is on this machine."""
 _HEARTBEAT = 10.0
 """Seconds between two signs of life of a task; without any it is given up after 60."""
+_WHOLE = 30.0
+"""Seconds without a part of a message that the node has announced, after which it is given up."""
 _OBJECTS = 4096
 """Parts of one message, at most: an array is cut into pieces of 5 MB."""
 
@@ -116,16 +119,20 @@ def _client(path: Path, interceptor: Any) -> RuntimeHttpClient:
 def _one_task(path: Path, token: str, answer: Callable[[Message], Message], limit: int) -> None:
     client = _client(path, RuntimeTokenHttpInterceptor(token))
     with contextlib.closing(client), _alive(client):
-        given = client.PullTaskInput(PullTaskInputRequest())
-        # The bundle that comes along stays closed.
-        given.ClearField("fab")
-        node = Node(node_id=given.context.node_id)
-        # Messages carry the task that they belong to.
-        TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
-        TaskIdentity.node_id = node.node_id
-        message = _pull(client, node, given.run.run_id, limit)
-        _push(client, answer(message), node)
-        client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED))
+        ended = SubStatus.FAILED
+        try:
+            given = client.PullTaskInput(PullTaskInputRequest())
+            # The bundle that comes along stays closed.
+            given.ClearField("fab")
+            node = Node(node_id=given.context.node_id)
+            # Messages carry the task that they belong to.
+            TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
+            TaskIdentity.node_id = node.node_id
+            message = _pull(client, node, given.run.run_id, limit)
+            _push(client, answer(message), node)
+            ended = SubStatus.COMPLETED
+        finally:
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status=ended))
 
 
 @contextlib.contextmanager
@@ -172,8 +179,17 @@ def _pull(client: RuntimeHttpClient, node: Node, run: int, limit: int) -> Messag
     try:
         _refuse_many_parts(tree)
         message = pull_and_inflate_object_from_tree(
-            tree, counted, confirm, return_type=Message, max_concurrent_pulls=1
+            tree,
+            counted,
+            confirm,
+            return_type=Message,
+            max_concurrent_pulls=1,
+            max_time=_WHOLE,
         )
+    except ObjectPullError:
+        # The node never got the rest: of a run that ended meanwhile, it keeps the task and the
+        # head. Nobody waits for an answer, and those behind it do.
+        raise
     except Exception:  # noqa: BLE001  # whatever it is, it was the sender's making
         with contextlib.suppress(httpx.HTTPError):
             confirm(tree.object_id)

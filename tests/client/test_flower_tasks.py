@@ -308,6 +308,29 @@ def test_a_message_that_is_too_large_is_not_read_to_its_end(node, daemon, monkey
     assert sum(pulled) < LIMIT + 2 * 5_300_000
 
 
+def test_a_message_that_never_comes_whole_is_given_up_and_the_next_is_answered(
+    node, daemon, monkeypatch
+):
+    # What a node keeps when a run ends while it receives: a task, a head, and no content.
+    monkeypatch.setattr(flower_tasks, "_WHOLE", 0.5)
+    running = daemon()
+
+    def forget(message):
+        tree = node.store.get_object_tree(message.metadata.message_id)
+        for one in iterate_object_tree(tree):
+            node.store.store[one.object_id].content = b""
+            node.store.store[one.object_id].is_available = False
+
+    node.put(node.message(_request()), forget)
+    until = time.monotonic() + 30
+    while not running.troubles:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    node.put(node.message(_request(round=1)))
+    assert node.reply()[0].error.reason == "refused by the policy (steps)"
+    assert [what.round for what in running.seen] == [1]
+
+
 def test_without_the_secret_no_task_is_taken(node, daemon):
     running = daemon(secret=b"other" * 8)
     node.put(node.message(_request()))
