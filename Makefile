@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check install clean kills mutants bench bench-step audit slow
+.PHONY: demo federation test check install clean kills mutants bench bench-step audit slow
 
 demo: $(STAMP)
 	$(BIN)/silotune simulate demo
@@ -36,6 +36,10 @@ bench: $(STAMP)
 # Canary users and attacks against the claimed guarantee.
 audit: $(STAMP)
 	$(BIN)/silotune privacy audit
+
+# Three merchants and an aggregator as real processes with TLS, compared with the simulation.
+federation: $(STAMP)
+	$(BIN)/python scripts/federation
 
 # Tests that are too slow for every run.
 slow: $(STAMP)
