@@ -49,6 +49,7 @@ def run_flower(
     Raises:
         SilotuneError: what the ServerApp raised.
     """
+    import ray
     from flwr.simulation.run_simulation import _run_simulation
     from flwr.supercore.telemetry import EventType
 
@@ -89,5 +90,7 @@ def run_flower(
     finally:
         # The ServerApp is a thread: without Ray below it, it would wait for ever.
         stop.set()
+        # Flower does so too, unless it was interrupted on the way.
+        ray.shutdown()
     if raised:
         raise raised[0]

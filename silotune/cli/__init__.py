@@ -8,9 +8,10 @@ Exit codes: 0 done; 1 a fault of silotune, with a trace; 2 something for the use
 in words; 130 interrupted.
 """
 
+import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import click
 import typer
@@ -18,7 +19,7 @@ import typer
 from silotune.cli import client, data, privacy, report, server, simulate
 from silotune.errors import SilotuneError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]
 
 app = typer.Typer(
     name="silotune",
@@ -80,6 +81,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result == 130:
         typer.echo("interrupted", err=True)
     return result if isinstance(result, int) else 0
+
+
+def run() -> NoReturn:
+    """Be the command ``silotune``: run it and end the process with its exit code."""
+    code = main()
+    if code == 130:
+        # Python would wait for threads of Flower and Ray that wait for ever for what the
+        # interruption took away. What had to be tidied up was, on the way here.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _fail(message: str) -> int:

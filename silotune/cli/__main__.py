@@ -1,8 +1,6 @@
 """``python -m silotune.cli``: the same as the command ``silotune``."""
 
-import sys
-
-from silotune.cli import main
+from silotune.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
