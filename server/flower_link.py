@@ -230,7 +230,10 @@ def task_grid(socket: Path, token: str) -> Iterator[_SocketGrid]:
 
     ended = SubStatus.FAILED
     try:
+        # A token that opens nothing would make Flower's retries interrupt the whole process.
+        retries, client._retry_invoker = client._retry_invoker, None  # noqa: SLF001
         given = client.PullTaskInput(PullTaskInputRequest())
+        client._retry_invoker = retries  # noqa: SLF001
         # Messages carry the task that they belong to.
         TaskIdentity.task_id = given.task_id
         TaskIdentity.run_id = given.run.run_id
