@@ -86,6 +86,7 @@ def test_the_stock_recipe_gets_the_examples_that_silotune_builds(setting, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_stock_recipe_learns_and_sees_what_it_should(setting, tmp_path):
     from safetensors.torch import save_file
 
@@ -105,7 +106,7 @@ def test_the_stock_recipe_learns_and_sees_what_it_should(setting, tmp_path):
     # Little noise: what is tested is that it trains, not what privacy costs.
     recipe = replace(recipe, noise_multiplier=0.4)
     lines = []
-    for _ in range(3):
+    for _ in range(8):
         state, seen = train_merchant(recipe, 0, state)
         lines.append(json.dumps({"merchant": 0, **seen}))
         assert seen["steps"] == plans[0].steps
