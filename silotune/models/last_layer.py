@@ -10,8 +10,10 @@ is pooled, the feed-forward part takes that token. Other layers are left as they
 Shape suffixes: E examples, T tokens, P tokens up to the last pooled one, H hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -34,6 +36,14 @@ _DECODERS = frozenset(
 )
 
 
+@dataclass(slots=True)
+class _Cut:
+    """What is pooled, for the time of one forward pass; None: everything."""
+
+    length: int | None = None
+    last_E: Tensor | None = None
+
+
 class PooledLastLayer:
     """The last layer of ``model``, which within `only` leaves out what is not pooled.
 
@@ -44,8 +54,7 @@ class PooledLastLayer:
 
     def __init__(self, model: nn.Module, pooling: Pooling) -> None:
         self._pooling = pooling
-        self._length: int | None = None
-        self._last_E: Tensor | None = None
+        self._cut = _Cut()
         layer: Any = layer_list(model)[-1]
         kind = type(layer).__name__
         self._encoder = kind in _ENCODERS and not layer.is_decoder
@@ -64,25 +73,26 @@ class PooledLastLayer:
                 the last pooled one, (E, P, H); causal models all, whose others mean nothing.
         """
         if self._pooling == "last":
-            self._last_E = over_ET.sum(1) - 1
+            self._cut.last_E = over_ET.sum(1) - 1
             # Left-out tokens of an encoder would shift nothing: the last one is pooled.
-            self._length = over_ET.shape[1]
+            self._cut.length = over_ET.shape[1]
         elif self._pooling == "first":
-            self._length = 1
+            self._cut.length = 1
         else:
-            self._length = int(over_ET.bool().any(0).nonzero().max()) + 1
+            self._cut.length = int(over_ET.bool().any(0).nonzero().max()) + 1
         try:
             yield
         finally:
-            self._length = self._last_E = None
+            self._cut.length = self._cut.last_E = None
 
     def _patch_attention(self, attention: Any, how: str) -> None:
-        original, inner = attention.forward, attention.self
-
-        def forward(hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> Any:
-            length = self._length
+        def forward(
+            attention: Any, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any
+        ) -> Any:
+            length, inner = attention.pooled_cut.length, attention.self
             if length is None or length >= hidden_states.shape[1]:
-                return original(hidden_states, attention_mask, **kwargs)
+                whole = type(attention).forward
+                return whole(attention, hidden_states, attention_mask, **kwargs)
 
             def heads(x_ETH: Tensor) -> Tensor:
                 split = x_ETH.view(*x_ETH.shape[:-1], -1, inner.attention_head_size)
@@ -98,21 +108,26 @@ class PooledLastLayer:
             mixed = _attend(query, key, value, mask, inner.scaling, chance, how)
             return attention.output(mixed.transpose(1, 2).flatten(2), cut_EPH), None
 
-        attention.forward = forward
+        self._replace(attention, forward)
 
     def _patch_feed_forward(self, part: Any) -> None:
-        original = part.forward
-
-        def forward(hidden_states: Tensor) -> Tensor:
-            if self._last_E is None:
-                whole: Tensor = original(hidden_states)
-                return whole
+        def forward(part: Any, hidden_states: Tensor) -> Tensor:
+            last_E, whole = part.pooled_cut.last_E, type(part).forward
+            if last_E is None:
+                every_ETH: Tensor = whole(part, hidden_states)
+                return every_ETH
             row_E = torch.arange(len(hidden_states), device=hidden_states.device)
-            one_E1H: Tensor = original(hidden_states[row_E, self._last_E].unsqueeze(1))
+            one_E1H: Tensor = whole(part, hidden_states[row_E, last_E].unsqueeze(1))
             out_ETH = one_E1H.new_zeros(*hidden_states.shape[:2], one_E1H.shape[-1])
-            return out_ETH.index_put((row_E, self._last_E), one_E1H.squeeze(1))
+            return out_ETH.index_put((row_E, last_E), one_E1H.squeeze(1))
 
-        part.forward = forward
+        self._replace(part, forward)
+
+    def _replace(self, module: Any, forward: Callable[..., Any]) -> None:
+        # Bound to the module, which holds the state: a deep copy of the model then has a method
+        # and a state of its own. A closure would train the model it was copied from.
+        module.__dict__["pooled_cut"] = self._cut
+        module.__dict__["forward"] = MethodType(forward, module)
 
 
 def _rows(mask: Any, length: int) -> Any:

@@ -1,5 +1,6 @@
 """The last layer without what is not pooled: the same scores and gradients, for less."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -110,6 +111,22 @@ def test_both_ways_of_attention_are_cut_alike(how, text_model, tokens, numeric):
     model.last_layer.__init__(model.backbone, "mean")
     found = model(ids, mask, numeric, over)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", CUT)
+def test_a_deep_copy_trains_itself_and_not_the_model_it_was_copied_from(
+    family, text_model, tokens, numeric
+):
+    ids, mask = tokens(family)
+    first = text_model(family, lora=LORA)
+    over = pooled_over(mask, CUT[family])
+    copied = copy.deepcopy(first)
+    expected = rows(first, ids, mask, numeric, over)
+    found = rows(copied, ids, mask, numeric, over)
+    torch.testing.assert_close(found, expected)
+    copied(ids, mask, numeric, over).square().sum().backward()
+    assert all(p.grad is None for p in first.parameters())
+    assert all(p.grad.any() for n, p in copied.named_parameters() if p.requires_grad)
 
 
 def test_the_cut_is_forgotten_after_an_error(text_model, tokens, numeric):
