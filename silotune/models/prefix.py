@@ -11,6 +11,8 @@ Shape suffixes: E examples, T tokens, H hidden size.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -25,6 +27,15 @@ class _Reached(Exception):  # noqa: N818  # control flow, not an error
     pass
 
 
+@dataclass(slots=True)
+class _Held:
+    """What the lower layers return in place of computing; None: they compute."""
+
+    states: Tensor | None = None
+    tuple: bool = False
+    """Whether this architecture's layers answer with a tuple."""
+
+
 class FrozenPrefix:
     """The lowest ``depth`` layers of ``model`` as a function of the tokens alone.
 
@@ -36,9 +47,8 @@ class FrozenPrefix:
     def __init__(self, model: nn.Module, depth: int) -> None:
         self.model = model
         self.depth = depth
-        self._stored: Tensor | None = None
+        self._held = _Held()
         self._layers = layer_list(model)
-        self._tuple = False
         for index in range(depth):
             self._patch(index)
         if depth:
@@ -48,19 +58,21 @@ class FrozenPrefix:
             self.compute(one, one)
 
     def _patch(self, index: int) -> None:
-        layer = self._layers[index]
-        original = layer.forward
+        layer: Any = self._layers[index]
 
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._stored is None:
-                out = original(hidden_states, *args, **kwargs)
-                self._tuple = isinstance(out, tuple)
+        def forward(layer: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            held = layer.held_prefix
+            if held.states is None:
+                out = type(layer).forward(layer, hidden_states, *args, **kwargs)
+                held.tuple = isinstance(out, tuple)
                 return out
-            out = self._stored if index == 0 else hidden_states
-            return (out,) if self._tuple else out
+            out = held.states if index == 0 else hidden_states
+            return (out,) if held.tuple else out
 
         # On the instance: the module keeps its name, so peft and state dicts see no change.
-        layer.forward = forward
+        # Bound to it, with the state: a deep copy of the model then has its own of both.
+        layer.__dict__["held_prefix"] = self._held
+        layer.__dict__["forward"] = MethodType(forward, layer)
 
     @property
     def fingerprint(self) -> str:
@@ -110,11 +122,11 @@ class FrozenPrefix:
     @contextmanager
     def stored(self, hidden_ETH: Tensor) -> Iterator[None]:
         """Within the context the lower layers return ``hidden_ETH`` and compute nothing."""
-        self._stored = hidden_ETH
+        self._held.states = hidden_ETH
         try:
             yield
         finally:
-            self._stored = None
+            self._held.states = None
 
 
 @contextmanager

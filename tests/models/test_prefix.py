@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -109,3 +111,25 @@ def test_the_names_of_the_weights_stay(family, folder_of):
     before = list(model.state_dict())
     FrozenPrefix(model, 2)
     assert list(model.state_dict()) == before
+
+
+@pytest.mark.parametrize("family", ["minilm", "MPNet", "Llama"])
+def test_a_deep_copy_starts_from_its_own_stored_states(family, text_model, tokens):
+    from silotune.models.adapter import LoraSettings
+
+    ids, mask = tokens(family)
+    numeric = torch.rand(len(ids), 3, generator=torch.Generator().manual_seed(0))
+    lora = LoraSettings(targets=("all-linear",), top_layers=1, rank=2)
+    model = text_model(family, lora=lora)
+    expected = model(ids, mask, numeric)
+    states = model.prefix.compute(ids, mask)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in copied.backbone.named_parameters():
+            if "lora" not in name:
+                parameter.zero_()
+    # The copy's own lower layers are zero now; the original's are as they were.
+    assert not copied.prefix.compute(ids, mask).equal(states)
+    torch.testing.assert_close(model(ids, mask, numeric, stored_ETH=states), expected)
+    with model.prefix.stored(states):
+        assert not copied.prefix.compute(ids, mask).equal(states)
