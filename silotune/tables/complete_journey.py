@@ -75,6 +75,7 @@ def convert(
     with staged_folder(out) as stage:
         spill = stage / ".spill"
         with duckdb.connect(config={"memory_limit": "4GiB", "temp_directory": str(spill)}) as con:
+            con.execute("SET enable_progress_bar = false")
             _attach(con, _data_folder())
             silos = _choose(con, merchants, groups)
             _load(con)

@@ -116,6 +116,7 @@ def _connect(folder: Path) -> duckdb.DuckDBPyConnection:
             "autoload_known_extensions": False,
         },
     )
+    connection.execute("SET enable_progress_bar = false")
     # A time with a zone becomes UTC, one without is UTC.
     connection.execute("SET TimeZone = 'UTC'")
     # The file is removed next: tidying it up on closing would be for nothing.

@@ -249,6 +249,8 @@ class SiloFolder:
         if memory_limit is not None:
             settings["memory_limit"] = memory_limit
         connection = duckdb.connect(":memory:", config=settings)
+        # DuckDB draws its own over ours, and into logs, once a query takes two seconds.
+        connection.execute("SET enable_progress_bar = false")
         for table in TABLES:
             if self.has(table):
                 # DuckDB reads '*', '?' and '[' in a path as a pattern unless they are bracketed.

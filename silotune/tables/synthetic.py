@@ -68,6 +68,7 @@ def generate(
     infos = []
     with staged_folder(out) as stage, duckdb.connect() as con:
         con.execute("SET memory_limit = '2GiB'")
+        con.execute("SET enable_progress_bar = false")
         con.execute(f"SET temp_directory = {sql_path(stage / '.spill')}")
         for number in range(settings.merchants):
             merchant = make_merchant(settings, catalogue, number)
