@@ -26,9 +26,9 @@ from simulations.aggregate import (
     traffic_of,
 )
 from simulations.arm_labels import GROUPS, Arm, arm_named, in_order
+from simulations.measured import FIGURES, estimate, measured
 from simulations.plot_style import Looks, styles
 from simulations.plots_of_rounds import duration, size
-from simulations.private_metrics import FIGURES, estimate, measured
 from simulations.records import KINDS, Record
 from simulations.run_folder import Merchant, RunFolder, RunInfo, write_whole
 from simulations.summary import deltas, difference, figure, notices, share, spread_of, verdicts

@@ -13,7 +13,7 @@ from silotune.tables.problems import counted
 from simulations.aggregate import METRICS, REFERENCE, ArmSummary, Contrast, Spread, Summary
 from simulations.aggregate import summarise as summarise
 from simulations.arm_labels import GROUPS, in_order
-from simulations.private_metrics import FIGURES, Measured, estimate, measured
+from simulations.measured import FIGURES, Measured, estimate, measured
 from simulations.records import Record
 from simulations.run_folder import RunFolder, RunInfo
 
