@@ -1,10 +1,10 @@
 """Whether keeping the activations of the frozen layers pays, from what was measured."""
 
-import logging
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from client.silo_log import append
 
 __all__ = ["Choice", "Chooser", "Costs", "Declined", "note_choice"]
 
@@ -76,14 +76,7 @@ class Chooser:
 
 def note_choice(about: str, choice: Choice, log: Path) -> None:
     """Append a decision to the silo's own log. It holds times and settings, no data."""
-    when = time.strftime("%Y-%m-%dT%H:%M:%S")
-    line = f"{when} prefix cache {'on' if choice.on else 'off'} for {about}: {choice.why}\n"
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError:
-        logging.getLogger("silotune.silo").warning("the silo's log cannot be written.")
+    append(log, f"prefix cache {'on' if choice.on else 'off'} for {about}: {choice.why}")
 
 
 def _micro(seconds: float) -> str:

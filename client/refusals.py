@@ -4,11 +4,10 @@ An exception's own text may hold a row. It goes into the silo's log if silotune 
 purpose, and nowhere otherwise.
 """
 
-import logging
-import time
 import traceback
 from pathlib import Path
 
+from client.silo_log import append
 from silotune.errors import (
     BudgetError,
     ConfigError,
@@ -81,11 +80,4 @@ def note(error: Exception, log: Path) -> None:
     words = str(error) if isinstance(error, _TOLD) else "(words left out)"
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     place = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
-    line = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {type(error).__name__}: {words} [{place}]\n"
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError:
-        # A full disk must not turn a refusal into a trace that leaves.
-        logging.getLogger("silotune.silo").warning("the silo's log cannot be written.")
+    append(log, f"{type(error).__name__}: {words} [{place}]")
