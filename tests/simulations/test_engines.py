@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,26 @@ def test_both_engines_give_the_same_numbers_without_noise(small_federation, tmp_
         # Not bit for bit: products are split over another number of threads in a worker, and
         # float32 sums then round differently; 30 steps carry that to the fifth digit.
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
+def test_rounds_in_fewer_bits_end_near_those_in_float32(small_federation, tmp_path, encoding):
+    found, sent = {}, {}
+    for how in ("float32", encoding):
+        state = tmp_path / how
+        state.mkdir()
+        job = replace(MEASURED, name=how, encoding=how)
+        path = small_federation(state, job, noise_seed=5)
+        run_inline(path, 3)
+        found[how] = _adapter(path, how)
+        federation = read_federation(path)
+        model = build_model(federation.models, "numeric", federation.task)
+        records = list(RunStore(state / "rounds" / how, model.layout.digest).records())
+        assert [(r["replies"], r["failures"]) for r in records] == [(3, 0), (3, 0)]
+        sent[how] = records[0]["bytes_up"]
+    apart = (found[encoding] - found["float32"]).abs().max()
+    assert 0 < apart < 0.05 * found["float32"].abs().max()
+    assert sent[encoding] < sent["float32"]
 
 
 @pytest.mark.slow
