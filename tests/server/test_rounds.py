@@ -40,9 +40,15 @@ def test_a_killed_run_goes_on_at_its_round_and_ends_the_same(small_federation, t
     grid, job, model, store = _start(small_federation, tmp_path)
     whole = run_job(grid, job, model, store, RoundOptions(nodes=3))
     (tmp_path / "store" / "round-0001.safetensors").unlink()
-    again = run_job(grid, job, model, store, RoundOptions(nodes=3))
+    asked = []
+    again = run_job(grid, job, model, store, RoundOptions(nodes=3), lambda *a: asked.append(a[1]))
     assert torch.equal(whole, again)
     assert whole.abs().sum() > 0
+    # What is durable is not trained a second time, and a run that is whole asks for nothing.
+    assert set(asked) == {1}
+    asked.clear()
+    run_job(grid, job, model, store, RoundOptions(nodes=3), lambda *a: asked.append(a[1]))
+    assert asked == []
 
 
 def _content(answer, content):
