@@ -16,8 +16,11 @@ columns are described at https://bradleyboehmke.github.io/completejourney. What 
   receipt of the silo can change it: the discounted share of list value, drawn towards the
   category's share over the weeks so far, and that towards the share of all categories.
 - **Nominal users** stand for what a merchant would declare: households to the nearest 25.
+- **User keys** are derived from the silo's name. The data is public, so a secret key would protect
+  nothing; with fixed ones two machines draw the same visits and can compare their figures.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -84,11 +87,22 @@ def convert(
                 nominal = max(NOMINAL_STEP, NOMINAL_STEP * round(households / NOMINAL_STEP))
                 sources = _sources(number)
                 infos.append(
-                    write_silo(con, sources, stage / name, name=name, nominal_users=nominal)
+                    write_silo(
+                        con,
+                        sources,
+                        stage / name,
+                        name=name,
+                        nominal_users=nominal,
+                        key=_public_key(name),
+                    )
                 )
                 if progress is not None:
                     progress(number + 1, len(silos))
     return infos
+
+
+def _public_key(silo: str) -> bytes:
+    return hashlib.sha256(f"silotune complete-journey {silo}".encode()).digest()
 
 
 def _data_folder() -> Path:

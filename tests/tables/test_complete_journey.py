@@ -101,6 +101,21 @@ def test_stores_come_largest_first_and_declare_a_rough_number_of_users(folder):
     assert infos == {f"store-{store}": 25 * round(n / 25) for store, n in sizes}
 
 
+def test_two_conversions_draw_the_same_visits_and_two_silos_do_not_share_a_key(small, tmp_path):
+    small()
+    first, again = tmp_path / "first", tmp_path / "again"
+    for out in (first, again):
+        convert(out, merchants=2)
+    keys = []
+    for silo in list_silos(first):
+        copy = again / silo.path.name
+        keys.append((silo.path / "user.key").read_bytes())
+        for name in ("events", "users", "items", "promotions"):
+            file = f"{name}.parquet"
+            assert pq.read_table(silo.path / file).equals(pq.read_table(copy / file)), file
+    assert len(set(keys)) == 2
+
+
 def test_no_household_id_is_left_and_the_key_is_private(silo):
     key = silo.path / "user.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
