@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -67,16 +68,16 @@ def measure_round(
     failures = ask_all(grid, nodes, "evaluate", lambda: request(what, adapter_D), fold, options)
     where = f"{job.name}, metrics of round {round_}"
     refuse_below_quorum(where, "releases", total.count, len(nodes), failures, options)
-    store.save_metrics(
-        round_,
-        {
-            "plan": numbers,
-            "sum": total.sum().tolist(),
-            "replies": total.count,
-            "failures": sum(failures.values()),
-            "seconds": time.monotonic() - began,
-        },
-    )
+    record: dict[str, Any] = {
+        "plan": numbers,
+        "sum": total.sum().tolist(),
+        "replies": total.count,
+        "failures": sum(failures.values()),
+        "seconds": time.monotonic() - began,
+    }
+    # For readers without torch, such as the dashboard.
+    record["quality"] = [_plain(asdict(one)) for one in measured_quality(record)]
+    store.save_metrics(round_, record)
 
 
 def measured_quality(record: dict[str, Any]) -> tuple[OutputMetrics, ...]:
@@ -84,6 +85,15 @@ def measured_quality(record: dict[str, Any]) -> tuple[OutputMetrics, ...]:
     plan = from_mapping(MetricsPlan, record["plan"], where="stored metrics")
     sum_D = torch.tensor(record["sum"], dtype=torch.float64)
     return federation_metrics(sum_D, plan, math.sqrt(record["replies"]) * plan.noise_std)
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as JSON has it: None for a number that the noise left nothing of."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plan(numbers: dict[str, float], job: Job) -> MetricsPlan:

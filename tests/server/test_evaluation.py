@@ -1,10 +1,11 @@
-from dataclasses import replace
+import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from flwr.app import RecordDict
 
-from server.evaluation import is_due, measured_quality
+from server.evaluation import _plain, is_due, measured_quality
 from server.rounds import RoundOptions, run_job
 from server.run_store import RunStore
 from silotune.errors import ConfigError, MessageError
@@ -124,6 +125,25 @@ def test_what_is_stored_gives_the_figures_again(small_federation, tmp_path):
     path.write_text(path.read_text()[:40])
     with pytest.raises(ConfigError, match=r"metrics-0001\.json: damaged"):
         store.metrics(1)
+
+
+def test_figures_are_stored_for_readers_without_torch_and_hidden_ones_are_null(
+    small_federation, tmp_path
+):
+    _, store = _run(small_federation, tmp_path)
+    text = (store.folder / "metrics-0001.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    record = store.metrics(1)
+    (kept,), (found,) = record["quality"], measured_quality(record)
+    assert kept["accuracy"]["middle"]["value"] == found.accuracy.middle.value
+    assert kept["accuracy"]["high"]["standard_error"] == found.accuracy.high.standard_error
+    lost = record | {"sum": [0.0] * len(record["sum"])}
+    assert math.isnan(measured_quality(lost)[0].auc.middle.value)
+    assert _plain(asdict(measured_quality(lost)[0]))["auc"]["middle"] == {
+        "value": None,
+        "standard_error": None,
+    }
 
 
 def test_a_plain_job_releases_no_metrics():
