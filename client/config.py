@@ -9,6 +9,7 @@ from typing import Any
 from silotune.config import config, from_toml
 from silotune.errors import ConfigError
 from silotune.invitation import Invitation
+from silotune.observe_config import ObserveConfig
 
 __all__ = ["ClientConfig", "read_client"]
 
@@ -32,6 +33,8 @@ class ClientConfig:
     """File that remembers the ledger's newest entry, best on another disk. None: beside it."""
     noise_seed: int | None = None
     """Makes noise reproducible, and protects nobody. Only for tests; the policy must allow it."""
+    observe: ObserveConfig = ObserveConfig()
+    """Metrics, health and dashboard for the merchant's own people."""
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""

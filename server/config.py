@@ -17,6 +17,7 @@ from pathlib import Path
 
 from silotune.config import config, from_toml
 from silotune.errors import ConfigError
+from silotune.observe_config import ObserveConfig
 
 __all__ = ["ServerConfig", "read_server"]
 
@@ -39,6 +40,8 @@ class ServerConfig:
     """Of the authority that signed the certificate; merchants get it with the invitation."""
     request_bytes_max: int = 64 * 2**20
     """Bytes of one request of a merchant's node. Arrays travel in pieces of 5 MB."""
+    observe: ObserveConfig = ObserveConfig()
+    """Metrics, health and dashboard for the operator."""
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""

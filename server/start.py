@@ -8,11 +8,16 @@ from silotune.supervision import Process, Supervisor
 
 __all__ = ["main"]
 
+_PROCESSES = (
+    ("superlink", "server.link"),
+    ("executor", "server.executor"),
+    ("observe", "server.observe"),
+)
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
 def main(folder: Path) -> None:
-    """Keep SuperLink and executor running until told to stop. Raises ConfigError."""
+    """Keep SuperLink, executor and dashboard running until told to stop. Raises ConfigError."""
     folder = folder.resolve()
     read_server(folder)
     environment = {**_QUIET, "FLWR_HOME": str(folder / "run" / "flwr")}
@@ -20,7 +25,7 @@ def main(folder: Path) -> None:
         folder,
         [
             Process(name=name, arguments=["-m", module, str(folder)], environment=environment)
-            for name, module in (("superlink", "server.link"), ("executor", "server.executor"))
+            for name, module in _PROCESSES
         ],
     ).run()
 

@@ -1,0 +1,31 @@
+"""The aggregator's metrics, health and dashboard: ``python -m server.observe FOLDER``. No torch."""
+
+import sys
+from pathlib import Path
+
+from server.config import read_server
+from silotune.observe import observe_app, read_token, serve
+from silotune.observe_processes import process_metrics, process_reasons
+from silotune.supervised import mark_ready, open_ready, watch_parent
+
+__all__ = ["main"]
+
+
+def main(folder: Path) -> None:
+    """Serve until told to stop."""
+    watch_parent()
+    settings = read_server(folder).observe
+    ready = open_ready(folder, "observe")
+    app = observe_app(
+        token=read_token(folder),
+        host=settings.host,
+        health=lambda: process_reasons(folder),
+        metrics=lambda: process_metrics(folder),
+        # A dashboard's routes go here.
+        routes=[],
+    )
+    serve(folder, settings, app, on_ready=lambda: mark_ready(ready))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
