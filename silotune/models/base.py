@@ -78,6 +78,9 @@ def load_base(name: str, *, gguf_file: str | None = None) -> nn.Module:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"base model '{name}' cannot be loaded: {error}") from error
     _refuse_random_weights(name, model, found["missing_keys"])
+    # Keys and values of earlier tokens are kept for generating text, which nothing here does; a
+    # layer that is computed twice would see them doubled.
+    model.config.use_cache = False
     frozen: nn.Module = model.eval().requires_grad_(False)
     return frozen
 

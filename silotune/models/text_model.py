@@ -31,6 +31,7 @@ from silotune.models.base import (
     load_tokenizer,
     pool,
 )
+from silotune.models.checkpointing import checkpoint_layers
 from silotune.models.last_layer import PooledLastLayer
 from silotune.models.prefix import FrozenPrefix
 
@@ -68,6 +69,9 @@ class ModelConfig:
     where measured times say that training gets faster."""
     prefix_cache_gb: float | None = None
     """Gigabytes of disk for it, at most, per silo. None: a quarter of what is free."""
+    activation_checkpointing: bool = False
+    """Compute the trained layers' activations twice in place of keeping them: less memory, about
+    a third more time. For bases that do not fit otherwise."""
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
@@ -198,6 +202,8 @@ class TextModel(nn.Module):
                         parameter.data = parameter.data.bfloat16()
             self.prefix = FrozenPrefix(base, count - top)
             self.last_layer = PooledLastLayer(base, self.pooling)
+            if cfg.activation_checkpointing:
+                checkpoint_layers(base, count - top)
         self.head = Head(public_PH, numeric_size, outputs, cfg)
         self.layout = AdapterLayout.of(self)
 
