@@ -65,14 +65,13 @@ def measure_round(
     def fold(content: RecordDict) -> None:
         total.add(read_reply(content, plan.size, "metrics"))
 
-    failures = ask_all(grid, nodes, "evaluate", lambda: request(what, adapter_D), fold, options)
+    tally = ask_all(grid, nodes, "evaluate", lambda: request(what, adapter_D), fold, options)
     where = f"{job.name}, metrics of round {round_}"
-    refuse_below_quorum(where, "releases", total.count, len(nodes), failures, options)
+    refuse_below_quorum(where, "releases", tally, options)
     record: dict[str, Any] = {
         "plan": numbers,
         "sum": total.sum().tolist(),
-        "replies": total.count,
-        "failures": sum(failures.values()),
+        **tally.record(),
         "seconds": time.monotonic() - began,
     }
     # For readers without torch, such as the dashboard.

@@ -39,18 +39,28 @@ from flwr.supercore.interceptors import (
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.protobuf.client import ProtobufClient, ProtobufClientInterceptor
+from flwr.supercore.retry.retry_invoker import exponential
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 _Client = TypeVar("_Client", bound=ProtobufClient)
 
-__all__ = ["BUNDLE", "Control", "Node", "link_app", "next_task", "task_grid"]
+__all__ = ["BUNDLE", "RUN_ENDED", "Control", "Node", "link_app", "next_task", "task_grid"]
+
+RUN_ENDED = (RunNotRunningException,)
+"""What a grid raises whose run was stopped or given up. No `Exception` in Flower."""
 
 _SECONDS = 30.0
 """Of one call to the SuperLink."""
 _HEARTBEAT = 10.0
 """Seconds between two signs of life of a task; without any it is given up after 60."""
+_RETRY_MAX = 2
+"""Seconds between two tries to reach the SuperLink, at most; Flower's own is 20."""
+_UPLOAD_IDLE = 60
+"""Seconds without a piece of a message, after which what its sender left behind is given up.
+Flower's own is 180, and the run waits for it."""
 _PROJECT = """\
 [project]
 name = "silotune"
@@ -90,10 +100,12 @@ def link_app(database: Path, secret: bytes) -> Any:
         database: SQLite file of its state.
         secret: without it no task can be taken.
     """
+    from flwr.supercore.corestate import sql_corestate
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
     from flwr.superlink.main import create_app
 
+    vars(sql_corestate)["OBJECT_PUSH_SESSION_TTL_SECONDS"] = _UPLOAD_IDLE
     settings = SuperLinkLifespanConfig(
         control_address="",
         health_server_address=None,
@@ -204,6 +216,7 @@ class _SocketGrid(HttpGrid):
     def __init__(self, socket: Path, token: str) -> None:
         self._socket = socket
         super().__init__("localhost", insecure=True, token=token)
+        self._retry_invoker.wait_gen_factory = lambda: exponential(max_delay=_RETRY_MAX)
 
     def _connect(self) -> None:
         super()._connect()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from server.aggregation import StreamingMean
 from server.evaluation import is_due, measure_round
-from server.exchange import RoundOptions, ask_all, refuse_below_quorum, wait_for_nodes
+from server.exchange import RoundOptions, Tally, ask_all, refuse_below_quorum, wait_for
 from server.run_store import RunStore
 from silotune.encoding import encoded_size
 from silotune.federation import Job
@@ -45,18 +45,19 @@ def run_job(
         task: name of what is learned.
 
     Raises:
-        MessageError: fewer valid replies than the quorum arrived before the deadline.
-        ConfigError: the job's metrics are no plan.
+        QuorumError: fewer valid replies than the quorum arrived before the deadline.
+        ConfigError: the job's metrics are no plan, or the state is damaged.
+        StorageError: the disk does not take a round.
     """
-    start = store.next_round()
+    start = store.resume()
     first_D = model.adapter()
     adapter_D = first_D if start == 0 else store.load(start - 1)
     # Momentum needs no state of its own: the last movement is in the store.
     before_D = store.load(start - 2) if start > 1 else first_D
-    nodes = wait_for_nodes(grid, options)
 
     def measure(round_: int, adapter_D: Tensor) -> None:
         if is_due(job, round_) and store.metrics(round_) is None:
+            nodes = wait_for(grid, options, options.enough)
             measure_round(grid, nodes, job, round_, adapter_D, model, store, options, task=task)
 
     # An aggregator may have been killed between a round and its metrics.
@@ -75,7 +76,9 @@ def run_job(
             plain=job.plain,
             encoding=job.encoding,
         )
-        mean, failures = _one_round(grid, nodes, what, adapter_D, options, on_reply)
+        # Merchants come and go between rounds.
+        nodes = wait_for(grid, options, options.enough if round_ else options.nodes)
+        mean, tally = _one_round(grid, nodes, what, adapter_D, options, on_reply)
         moved_D = mean.value() + job.server_momentum * (adapter_D - before_D)
         before_D, adapter_D = adapter_D, adapter_D + moved_D
         numbers = adapter_D.numel()
@@ -85,10 +88,10 @@ def run_job(
             {
                 "seconds": time.monotonic() - began,
                 "bytes_up": (encoded_size(numbers, job.encoding) + _HEADER_BYTES) * mean.count,
-                "bytes_down": (4 * numbers + _HEADER_BYTES) * len(nodes),
-                "replies": mean.count,
-                "failures": sum(failures.values()),
+                "bytes_down": (4 * numbers + _HEADER_BYTES) * (tally.asked + tally.again),
+                **tally.record(),
             },
+            releases=tally.releases,
         )
         measure(round_, adapter_D)
     return adapter_D
@@ -101,13 +104,13 @@ def _one_round(
     adapter_D: Tensor,
     options: RoundOptions,
     on_reply: Callable[[str, int, int], None],
-) -> tuple[StreamingMean, dict[str, int]]:
+) -> tuple[StreamingMean, Tally]:
     mean = StreamingMean(adapter_D.numel())
 
     def fold(content: RecordDict) -> None:
         mean.add(read_reply(content, mean.size, "update", what.encoding))
 
-    failures = ask_all(
+    tally = ask_all(
         grid,
         nodes,
         "train",
@@ -117,5 +120,5 @@ def _one_round(
         lambda answered: on_reply(what.job, what.round, answered),
     )
     where = f"{what.job}, round {what.round}"
-    refuse_below_quorum(where, "updates", mean.count, len(nodes), failures, options)
-    return mean, failures
+    refuse_below_quorum(where, "updates", tally, options)
+    return mean, tally

@@ -33,9 +33,15 @@ class RunFile:
     nodes: int
     """Merchants to wait for before the first round."""
     quorum: float = 0.5
-    """Share of them whose updates make a round."""
+    """Share of those asked whose updates make a round. Later rounds start when so many of
+    ``nodes`` are connected."""
+    cohort_min: int = 1
+    """Fewest updates that make a round, however few merchants are connected."""
     deadline: float = 3600.0
     """Seconds after which a round is done without those who are late."""
+    ask_again: float = 300.0
+    """Seconds of silence after which a merchant is asked again; doubles each time. One whose
+    processes were started again is asked at once."""
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
@@ -47,12 +53,24 @@ class RunFile:
             raise ConfigError(f"nodes is {self.nodes}; it must be at least 1.")
         if not 0 < self.quorum <= 1:
             raise ConfigError(f"quorum is {self.quorum}; it must be in (0, 1].")
-        if not 0 < self.deadline < float("inf"):
-            raise ConfigError(f"deadline is {self.deadline}; it must be > 0 seconds.")
+        if not 1 <= self.cohort_min <= self.nodes:
+            raise ConfigError(
+                f"cohort_min is {self.cohort_min}; it must be 1 to nodes, {self.nodes}."
+            )
+        for name in ("deadline", "ask_again"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be > 0 seconds.")
 
     def options(self, stop: Event) -> RoundOptions:
         """Return when rounds start and end."""
-        return RoundOptions(nodes=self.nodes, quorum=self.quorum, deadline=self.deadline, stop=stop)
+        return RoundOptions(
+            nodes=self.nodes,
+            quorum=self.quorum,
+            cohort_min=self.cohort_min,
+            deadline=self.deadline,
+            ask_again=self.ask_again,
+            stop=stop,
+        )
 
 
 @config

@@ -11,6 +11,7 @@ __all__ = [
     "PolicyError",
     "PrivacyError",
     "SilotuneError",
+    "StorageError",
     "WorkerError",
 ]
 
@@ -63,6 +64,10 @@ class LedgerError(PrivacyError):
 
 class EgressError(PrivacyError):
     """Something on its way out that is not what was declared. It stays; its cost is spent."""
+
+
+class StorageError(SilotuneError):
+    """A disk that does not take what must be durable. What was durable before still is."""
 
 
 class WorkerError(SilotuneError):
