@@ -7,7 +7,7 @@ server.crt, .key     of the listener for merchants
 invitation.toml      for merchants: address, authority, digest of the server certificate
 superexec.secret     what takes tasks from the SuperLink, mode 0600
 state.db             the SuperLink's
-merchants/NAME.json  enrolments
+merchants/NAME.json  enrolments, and in NAME.node the number of each node
 runs/NAME/           run.toml, status.json, rounds/
 run/, logs/          of the running processes
 ```

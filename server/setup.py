@@ -103,4 +103,6 @@ def enrol(folder: Path, file: Path) -> int:
             except httpx.HTTPStatusError as error:
                 raise ConfigError(f"{file}: the key is refused: {error.response.text}.") from error
     write_whole(kept, asked.text().encode())
+    # Whose release is whose, for readers that do not ask the SuperLink.
+    write_whole(kept.with_suffix(".node"), f"{node}\n".encode())
     return node
