@@ -25,6 +25,7 @@ from privacy.policy import Policy
 from privacy.randomness import RandomSource, SecureSource, SeededSource
 from silotune.config import from_mapping, from_toml
 from silotune.errors import MessageError, SilotuneError
+from silotune.logs import configure, event, give_up
 from silotune.messages import MetricsRequest, TrainRequest
 from silotune.models.text_model import ModelConfig, TextModel
 from silotune.supervised import mark_ready, open_ready, socket_path, watch_parent
@@ -102,6 +103,7 @@ def _source(settings: ClientConfig) -> RandomSource:
 def main(folder: Path) -> None:
     """Answer the node's tasks until told to stop."""
     watch_parent()
+    configure("daemon", sees_data=True)
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -110,8 +112,8 @@ def main(folder: Path) -> None:
         lock(folder / "daemon.lock", wait=1.0)
         place = load(folder)
     except SilotuneError as error:
-        # In words, without a trace: a trace may show a row.
-        sys.exit(f"error: {error}")
+        give_up(error)
+    event("ready")
     mark_ready(open_ready(folder, "daemon"))
     with place.silo:
         serve(

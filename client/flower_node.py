@@ -103,7 +103,7 @@ def run_node(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
         codecs.lookup(late)
     _give_up_rights(settings.user)
     _deactivate(_pin(settings), settings, key, number)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none")
+    config = uvicorn.Config(app, log_level="warning", log_config=None, access_log=False, ws="none")
     server = uvicorn.Server(config)
     # A thread of its own: uvicorn then leaves the signals alone.
     threading.Thread(target=server.run, args=([ready],), name="runtime", daemon=True).start()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from client.config import read_client
 from client.flower_node import NodeSettings, run_node
+from silotune.logs import configure
 from silotune.supervised import mark_ready, open_ready, socket_path, watch_parent
 
 __all__ = ["main"]
@@ -13,6 +14,7 @@ __all__ = ["main"]
 def main(folder: Path) -> None:
     """Carry messages between the aggregator and the daemon until told to stop."""
     watch_parent()
+    configure("node", sees_data=False)
     settings = read_client(folder)
     ready = open_ready(folder, "node")
     run_node(

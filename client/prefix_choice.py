@@ -76,7 +76,7 @@ class Chooser:
 
 def note_choice(about: str, choice: Choice, log: Path) -> None:
     """Append a decision to the silo's own log. It holds times and settings, no data."""
-    append(log, f"prefix cache {'on' if choice.on else 'off'} for {about}: {choice.why}")
+    append(log, "prefix cache", on=choice.on, of=about, why=choice.why)
 
 
 def _micro(seconds: float) -> str:

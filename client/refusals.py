@@ -4,7 +4,7 @@ An exception's own text may hold a row. It goes into the silo's log if silotune 
 purpose, and nowhere otherwise.
 """
 
-import traceback
+import logging
 from pathlib import Path
 
 from client.silo_log import append
@@ -14,10 +14,10 @@ from silotune.errors import (
     EgressError,
     LedgerError,
     MessageError,
-    ModelError,
     PolicyError,
     PrivacyError,
 )
+from silotune.logs import why
 
 __all__ = ["WORDS", "note", "refusal"]
 
@@ -51,16 +51,6 @@ _LIMITS = frozenset(
 WORDS = frozenset({words for _, words in _REFUSALS} | {_FAILED})
 """Every reply that a refusal can begin with."""
 
-_TOLD = (
-    BudgetError,
-    ConfigError,
-    EgressError,
-    LedgerError,
-    MessageError,
-    ModelError,
-    PolicyError,
-)
-
 
 def refusal(error: Exception) -> str:
     """Return the words for ``error``: of a fixed set, and of a policy the limits' names."""
@@ -77,7 +67,4 @@ def note(error: Exception, log: Path) -> None:
     The words of an error that silotune did not raise on purpose may hold a value of a row.
     They are left out; its place in the code is told.
     """
-    words = str(error) if isinstance(error, _TOLD) else "(words left out)"
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    place = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in reversed(frames))
-    append(log, f"{type(error).__name__}: {words} [{place}]")
+    append(log, "refused", logging.WARNING, reply=refusal(error), **why(error))

@@ -1,18 +1,17 @@
-"""The silo's own log: times, places and settings, no data. It stays inside."""
+"""The silo's own log, JSON lines: times, places and settings, no data. It stays inside."""
 
 import logging
-import time
 from pathlib import Path
+
+from silotune.logs import Value, append_event
 
 __all__ = ["append"]
 
 
-def append(log: Path, words: str) -> None:
-    """Add a line with the time to ``log``. A log that cannot be written stops nothing."""
+def append(log: Path, name: str, level: int = logging.INFO, /, **fields: Value) -> None:
+    """Add what happened to ``log``. A log that cannot be written stops nothing."""
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {words}\n")
+        append_event(log, name, level, **fields)
     except OSError:
         # A full disk must not turn a refusal into a trace that leaves.
         logging.getLogger("silotune.silo").warning("the silo's log cannot be written.")

@@ -6,6 +6,7 @@ from pathlib import Path
 from server.config import read_server
 from server.flower_link import link_app
 from server.serve import serve_both
+from silotune.logs import configure
 from silotune.supervised import mark_ready, open_ready, socket_path, watch_parent
 
 __all__ = ["main"]
@@ -14,6 +15,7 @@ __all__ = ["main"]
 def main(folder: Path) -> None:
     """Serve merchants and the operator until told to stop."""
     watch_parent()
+    configure("superlink", sees_data=False)
     settings = read_server(folder)
     socket = socket_path(folder, "superlink.sock")
     # Left by a process that was killed; the supervisor's lock says that none is there.

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from server.config import read_server
+from silotune.logs import configure
 from silotune.observe import observe_app, read_token, serve
 from silotune.observe_processes import process_metrics, process_reasons
 from silotune.supervised import mark_ready, open_ready, watch_parent
@@ -14,6 +15,7 @@ __all__ = ["main"]
 def main(folder: Path) -> None:
     """Serve until told to stop."""
     watch_parent()
+    configure("observe", sees_data=False)
     settings = read_server(folder).observe
     ready = open_ready(folder, "observe")
     app = observe_app(

@@ -35,7 +35,12 @@ def serve_both(
     on_ready: Callable[[], None],
 ) -> None:
     """Serve ``app`` whole on the Unix socket, and to merchants by TLS; until SIGTERM."""
-    common: dict[str, Any] = {"log_level": "warning", "access_log": False, "ws": "none"}
+    common: dict[str, Any] = {
+        "log_level": "warning",
+        "log_config": None,
+        "access_log": False,
+        "ws": "none",
+    }
     inside = _Server(uvicorn.Config(app, uds=str(socket), **common))
     outside = _Server(
         uvicorn.Config(

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from server.config import read_server
+from silotune.logs import configure
 from silotune.supervision import Process, Supervisor
 
 __all__ = ["main"]
@@ -20,6 +21,7 @@ def main(folder: Path) -> None:
     """Keep SuperLink, executor and dashboard running until told to stop. Raises ConfigError."""
     folder = folder.resolve()
     read_server(folder)
+    configure("supervisor", sees_data=False)
     environment = {**_QUIET, "FLWR_HOME": str(folder / "run" / "flwr")}
     Supervisor(
         folder,

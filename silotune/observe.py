@@ -19,7 +19,6 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import uvicorn
@@ -180,10 +179,17 @@ def serve(
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{ready.getsockname()[1]}"
     _write(folder / "run" / "observe.json", json.dumps({"url": url}))
-    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "ws": "none"}
+    # A page that is open must not hold up the end.
     server = uvicorn.Server(
-        # A page that is open must not hold up the end.
-        uvicorn.Config(app, server_header=False, timeout_graceful_shutdown=2, **options)
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            log_config=None,
+            access_log=False,
+            ws="none",
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
     )
     on_ready()
     server.run(sockets=[ready])

@@ -7,6 +7,7 @@ standard input, which only the supervisor holds open: when it is gone, however i
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import ConfigError
+from silotune.logs import LOG_VARIABLE, event
 from silotune.supervised import ready_file
 
 __all__ = [
@@ -97,6 +99,13 @@ class Supervisor:
             if one.handle.poll() is None:
                 return
             lived = now - one.began
+            event(
+                "process ended",
+                logging.WARNING,
+                name=one.process.name,
+                code=one.handle.returncode,
+                after=round(lived, 1),
+            )
             one.pause = _SHORTEST if lived > _STEADY else min(_LONGEST, 2 * one.pause)
             one.due, one.handle = now + one.pause, None
             self._write_state()
@@ -110,13 +119,14 @@ class Supervisor:
         with open(log, "ab", opener=lambda p, flags: os.open(p, flags, 0o600)) as out:
             one.handle = subprocess.Popen(  # noqa: S603  # our own modules
                 [sys.executable, *one.process.arguments],
-                env=os.environ | dict(one.process.environment),
+                env=os.environ | dict(one.process.environment) | {LOG_VARIABLE: str(log)},
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         one.starts, one.began = one.starts + 1, time.monotonic()
+        event("process started", name=one.process.name, pid=one.handle.pid, starts=one.starts)
         self._write_state()
 
     def _end_all(self) -> None:
@@ -189,6 +199,7 @@ def launch(folder: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     with open(log, "ab", opener=lambda p, flags: os.open(p, flags, 0o600)) as out:
         return subprocess.Popen(  # noqa: S603  # our own modules
             [sys.executable, *arguments],
+            env=os.environ | {LOG_VARIABLE: str(log)},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -1,5 +1,6 @@
 """What training makes of stored activations: the same curve, or none where it does not pay."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -157,10 +158,15 @@ _FORWARD = ("ids_ET", "mask_ET", "numeric_EF", "pool_ET", "stored_ETH")
 def test_the_log_says_what_was_decided_and_why_and_nothing_else(tmp_path):
     log = tmp_path / "logs" / "silo.log"
     note_choice("a, model 'text'", Choice.measured(COSTS, 1.0, 12.0), log)
-    when, rest = log.read_text().split(" ", 1)
-    assert len(when) == 19
-    assert rest == (
-        "prefix cache on for a, model 'text': measured: a token takes 1e+02 µs to compute, "
-        "1 µs to store, 1 µs to read; 12 passes expected\n"
-    )
+    line = json.loads(log.read_text())
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "level": "info",
+        "process": "silo",
+        "event": "prefix cache",
+        "on": True,
+        "of": "a, model 'text'",
+        "why": "measured: a token takes 1e+02 µs to compute, "
+        "1 µs to store, 1 µs to read; 12 passes expected",
+    }
     note_choice("a", Choice(False, "by configuration"), tmp_path)  # no file: no error

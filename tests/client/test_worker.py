@@ -46,7 +46,7 @@ def test_later_rounds_load_nothing_and_a_second_run_starts_from_the_stored_cache
     assert first.work.texts_tokenised == examples > 0
     assert first.work.texts_run == texts > 0
     log = (state / "silos.log").read_text()
-    assert log.count("prefix cache on for") == 2
+    assert log.count('"prefix cache", "on": true') == 2
     assert "4 passes expected" in log
     assert str(examples) not in log
 
@@ -58,7 +58,7 @@ def test_later_rounds_load_nothing_and_a_second_run_starts_from_the_stored_cache
     third, state = run("third", models=models)
     assert third.work.texts_run == 0
     assert all(data.stored_NH is None for data in third._data.values())
-    assert (state / "silos.log").read_text().count("off for") == 2
+    assert (state / "silos.log").read_text().count('"on": false') == 2
 
 
 def test_a_worker_keeps_no_more_than_it_may_and_computes_nothing_twice(run):
