@@ -42,6 +42,9 @@ def main(
     repeats: Annotated[int, typer.Option(help="Repetitions of each pair.")] = 3,
     scenario: Annotated[str, typer.Option(help="Whose merchants and model.")] = "complete-journey",
     stock_rate: Annotated[float, typer.Option(help="AdamW rate of the stock recipe.")] = 5e-3,
+    merchants: Annotated[
+        int | None, typer.Option(help="So many of them, evenly spaced by size; all when left out.")
+    ] = None,
     page: Annotated[Path, typer.Option(help="Page with the tables.")] = _PAGE,
 ) -> None:
     """Measure, save, and rewrite the tables."""
@@ -56,6 +59,7 @@ def main(
         repeats=1 if quick else repeats,
         quick=quick,
         learning_rate=stock_rate,
+        merchants=merchants,
         plots=page.parent,
     )
     failed = False

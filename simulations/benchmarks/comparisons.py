@@ -2,14 +2,15 @@
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from silotune.tables.silo_folder import SiloFolder
 from simulations.benchmarks.harness import BenchmarkError, Pairs, Ratio, Sample, paired, run_module
-from simulations.benchmarks.setting import Setting, limited, make_setting, taking_part
+from simulations.benchmarks.setting import Setting, by_size, limited, make_setting, taking_part
 from simulations.scenario import load_scenario
 
 __all__ = ["COMPARISONS", "Bench"]
@@ -28,6 +29,8 @@ class Bench:
     quick: bool
     learning_rate: float = 5e-3
     """Of AdamW, in the stock recipe and in plain peft training."""
+    merchants: int | None = None
+    """Of the scenario, evenly spaced from largest to smallest; None: all."""
     plots: Path
     """Folder of the page; plots go into ``images`` in it."""
 
@@ -42,7 +45,7 @@ class Bench:
             silos = silos[:_QUICK_MERCHANTS]
         return make_setting(
             wanted,
-            taking_part(silos, wanted),
+            spaced(taking_part(silos, wanted), self.merchants),
             self.out / self.scenario,
             rounds=1 if self.quick else _ROUNDS,
             learning_rate=self.learning_rate,
@@ -53,6 +56,14 @@ class Bench:
         log = self.out / "logs" / f"{module}-{Path(arguments[0]).stem}.log"
         name = f"simulations.benchmarks.{module}"
         return run_module(name, arguments, log=log, timeout=timeout)
+
+
+def spaced(silos: Sequence[SiloFolder], count: int | None) -> list[SiloFolder]:
+    """Return ``count`` of ``silos``, evenly spaced by size; all when it is None or not less."""
+    if count is None or count >= len(silos):
+        return list(silos)
+    ordered = by_size(silos)
+    return [ordered[(2 * i + 1) * len(silos) // (2 * count)] for i in range(count)]
 
 
 def stock(bench: Bench, length: int) -> dict[str, Any]:
@@ -72,8 +83,9 @@ def stock(bench: Bench, length: int) -> dict[str, Any]:
     our = json.loads((Path(setting.folder) / "score.json").read_text(encoding="utf-8"))
     beside = (
         f"AUC {their['auc']:.3f} (stock, protects examples) and {our['auc']:.3f} (silotune, "
-        f"protects users); examples seen {their['seen']:.0f}, expected of silotune "
-        f"{their['expected']:.0f}; {_minutes(pairs)}; memory ratio {_memory(pairs):.2f}"
+        f"protects users); {len(setting.federation.silos)} merchants; examples seen "
+        f"{their['seen']:.0f}, expected of silotune {their['expected']:.0f}; "
+        f"{_minutes(pairs)}; memory ratio {_memory(pairs):.2f}"
     )
     what = f"stock recipe, texts padded to {length} / silotune, whole training"
     return _row(pairs, what, beside) | {"stock": their, "silotune": our}

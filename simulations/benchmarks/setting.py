@@ -20,6 +20,7 @@ from simulations.scenario import Scenario
 __all__ = [
     "Plan",
     "Setting",
+    "by_size",
     "limited",
     "make_setting",
     "plan",
@@ -178,11 +179,12 @@ def make_setting(
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     federation = Federation(
-        task=scenario.task,
+        # Only training is timed: no more test rows than a score takes.
+        task=replace(scenario.task, test_visits=1),
         models={"text": scenario.model},
         jobs=(job,),
         # Longest first, as `silotune simulate` has them.
-        silos=tuple(str(s.path.resolve()) for s in sorted(silos, key=_size, reverse=True)),
+        silos=tuple(str(s.path.resolve()) for s in by_size(silos)),
         state=str(folder / "state"),
         delta=private.delta,
     )
@@ -196,6 +198,11 @@ def make_setting(
     federation.save(setting.federation_path)
     write_setting(setting)
     return setting
+
+
+def by_size(silos: Sequence[SiloFolder]) -> list[SiloFolder]:
+    """Return ``silos``, the one with most events first."""
+    return sorted(silos, key=_size, reverse=True)
 
 
 def _size(silo: SiloFolder) -> int:

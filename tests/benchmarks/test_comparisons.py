@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simulations.benchmarks import __main__ as command
-from simulations.benchmarks.comparisons import COMPARISONS, Bench
+from simulations.benchmarks.comparisons import COMPARISONS, Bench, spaced
 from simulations.benchmarks.curves import CURVES
 from simulations.benchmarks.harness import NotInstalledError, Pairs, Sample
 from simulations.benchmarks.scaling import Curve
@@ -28,10 +28,21 @@ def _run(monkeypatch, page, tmp_path, rows, **options):
     monkeypatch.setattr(command, "COMPARISONS", rows)
     monkeypatch.setattr(command, "CURVES", {})
     known = {"only": "", "quick": False, "out": tmp_path / "out", "repeats": 2, "scenario": "demo"}
-    known["stock_rate"] = 5e-3
+    known |= {"stock_rate": 5e-3, "merchants": None}
     with pytest.raises(command.typer.Exit) as end:
         command.main(**{**known, "page": page, **options})
     return end.value.exit_code
+
+
+def test_a_sample_of_merchants_is_spaced_from_the_largest_to_the_smallest(tmp_path):
+    silos = []
+    for number, size in enumerate((40, 10, 30, 60, 20, 50)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "events.parquet").write_bytes(bytes(size))
+        silos.append(SimpleNamespace(path=folder, size=size))
+    assert [s.size for s in spaced(silos, 3)] == [50, 30, 10]
+    assert spaced(silos, 6) == spaced(silos, None) == silos
 
 
 def test_a_missing_rival_is_left_out_and_the_others_go_to_the_page(monkeypatch, page, tmp_path):
