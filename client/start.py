@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from client.config import read_client
 from silotune.logs import configure
@@ -9,10 +10,12 @@ from silotune.supervision import Process, Supervisor
 
 __all__ = ["main"]
 
-_PROCESSES = (
-    ("node", "client.node"),
-    ("daemon", "client.daemon"),
-    ("observe", "client.observe"),
+_PROCESSES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    # A node that waits for the answer of a daemon that is gone waits for long.
+    ("node", "client.node", {"follows": "daemon"}),
+    # Time to finish the release in hand: its cost is spent.
+    ("daemon", "client.daemon", {"grace": 60.0}),
+    ("observe", "client.observe", {}),
 )
 _QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
@@ -26,8 +29,10 @@ def main(folder: Path) -> None:
     Supervisor(
         folder,
         [
-            Process(name=name, arguments=["-m", module, str(folder)], environment=environment)
-            for name, module in _PROCESSES
+            Process(
+                name=name, arguments=["-m", module, str(folder)], environment=environment, **more
+            )
+            for name, module, more in _PROCESSES
         ],
     ).run()
 

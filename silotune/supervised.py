@@ -1,15 +1,26 @@
 """For a process that `silotune.supervision` keeps running: its parent, its sockets, its word."""
 
+import fcntl
 import hashlib
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TextIO
 
 from silotune.errors import ConfigError
 
-__all__ = ["mark_ready", "open_ready", "ready_file", "socket_path", "watch_parent"]
+__all__ = [
+    "hold",
+    "is_held",
+    "is_ready",
+    "mark_ready",
+    "open_ready",
+    "ready_file",
+    "socket_path",
+    "watch_parent",
+]
 
 _SOCKET_BYTES = 100
 """A Unix socket's path is cut at 108 bytes."""
@@ -66,3 +77,41 @@ def socket_path(folder: Path, name: str) -> Path:
 def ready_file(run: Path, name: str) -> Path:
     """Return where the process ``name`` writes its number once it is ready."""
     return run / f"{name}.ready"
+
+
+def is_ready(run: Path, name: str, pid: int | None) -> bool:
+    """Return whether the process ``pid`` said that it does its work."""
+    try:
+        return int(ready_file(run, name).read_text(encoding="utf-8")) == pid
+    except (OSError, ValueError):
+        return False
+
+
+def hold(lock: int, wait: float) -> bool:
+    """Lock the open file ``lock``; return False where another has it after ``wait`` seconds."""
+    # Whoever asks for the state holds the lock for a moment.
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether a process holds the file ``lock``."""
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False

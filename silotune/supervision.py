@@ -5,7 +5,6 @@ standard input, which only the supervisor holds open: when it is gone, however i
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from typing import Any
 
 from silotune.errors import ConfigError
 from silotune.logs import LOG_VARIABLE, event
-from silotune.supervised import ready_file
+from silotune.supervised import hold, is_held, is_ready, ready_file
 
 __all__ = [
     "Process",
@@ -33,9 +32,9 @@ __all__ = [
 ]
 
 _SHORTEST, _LONGEST = 0.5, 30.0
-"""Seconds before a process is started again: at first, and after it failed often."""
+"""Seconds before a process is started again: once it was ready, and after it often was not."""
 _STEADY = 60.0
-"""Seconds after which a process counts as well."""
+"""Seconds after which a process counts as well even if it was not ready."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +46,10 @@ class Process:
     """Of the Python interpreter: '-m', a module, its arguments."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Beside that of the supervisor."""
+    follows: str | None = None
+    """Name of another whose end ends this one too: it waits for an answer of that one."""
+    grace: float = 15.0
+    """Seconds that it gets to end by itself when all is stopped."""
 
 
 @dataclass(slots=True)
@@ -75,11 +78,12 @@ class Supervisor:
         for made in (self._run, self._logs):
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(self._run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if not _hold(self._lock, wait=1.0):
+        if not hold(self._lock, wait=1.0):
             os.close(self._lock)
             raise ConfigError(f"{folder}: is running already; stop it first.")
         self._running = [_Running(p) for p in processes]
         self._stop = threading.Event()
+        self._unwritten = False
 
     def run(self) -> None:
         """Start the processes and watch them until SIGTERM or SIGINT; then stop them."""
@@ -89,6 +93,8 @@ class Supervisor:
             while not self._stop.is_set():
                 for one in self._running:
                     self._look_after(one)
+                if self._unwritten:
+                    self._write_state()
                 self._stop.wait(0.1)
         finally:
             self._end_all()
@@ -98,7 +104,7 @@ class Supervisor:
         if one.handle is not None:
             if one.handle.poll() is None:
                 return
-            lived = now - one.began
+            lived, ready = now - one.began, self._was_ready(one)
             event(
                 "process ended",
                 logging.WARNING,
@@ -106,11 +112,23 @@ class Supervisor:
                 code=one.handle.returncode,
                 after=round(lived, 1),
             )
-            one.pause = _SHORTEST if lived > _STEADY else min(_LONGEST, 2 * one.pause)
+            steady = ready or lived > _STEADY
+            one.pause = _SHORTEST if steady else min(_LONGEST, 2 * one.pause)
             one.due, one.handle = now + one.pause, None
             self._write_state()
+            for other in self._running:
+                if other.process.follows == one.process.name and other.handle is not None:
+                    other.handle.kill()
         if now >= one.due:
-            self._start(one)
+            try:
+                self._start(one)
+            except OSError as error:
+                # No memory or no disk for it; the others run on.
+                event("not started", logging.ERROR, name=one.process.name, words=str(error))
+                one.due = now + _LONGEST
+
+    def _was_ready(self, one: _Running) -> bool:
+        return one.handle is not None and is_ready(self._run, one.process.name, one.handle.pid)
 
     def _start(self, one: _Running) -> None:
         ready_file(self._run, one.process.name).unlink(missing_ok=True)
@@ -130,19 +148,21 @@ class Supervisor:
         self._write_state()
 
     def _end_all(self) -> None:
-        ending = [one.handle for one in reversed(self._running) if one.handle is not None]
-        for handle in ending:
-            handle.terminate()
-        until = time.monotonic() + 15.0
-        for handle in ending:
+        # One after another, the last first: it hands its work to those before it.
+        for one in reversed(self._running):
+            if one.handle is None:
+                continue
+            one.handle.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                handle.wait(max(0.1, until - time.monotonic()))
-            if handle.poll() is None:
-                handle.kill()
-                handle.wait()
-        for one in self._running:
-            ready_file(self._run, one.process.name).unlink(missing_ok=True)
-        (self._run / "state.json").unlink(missing_ok=True)
+                one.handle.wait(one.process.grace)
+            if one.handle.poll() is None:
+                event("killed", logging.WARNING, name=one.process.name, after=one.process.grace)
+                one.handle.kill()
+                one.handle.wait()
+        with contextlib.suppress(OSError):
+            for one in self._running:
+                ready_file(self._run, one.process.name).unlink(missing_ok=True)
+            (self._run / "state.json").unlink(missing_ok=True)
         os.close(self._lock)
 
     def _write_state(self) -> None:
@@ -157,8 +177,16 @@ class Supervisor:
             },
         }
         part = self._run / "state.json.part"
-        part.write_text(json.dumps(state), encoding="utf-8")
-        part.replace(self._run / "state.json")
+        try:
+            part.write_text(json.dumps(state), encoding="utf-8")
+            part.replace(self._run / "state.json")
+        except OSError as error:
+            # A full disk ends no process.
+            if not self._unwritten:
+                event("state not written", logging.ERROR, words=str(error))
+            self._unwritten = True
+        else:
+            self._unwritten = False
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
@@ -167,7 +195,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
     None: no supervisor is running.
     """
     run = folder / "run"
-    if not _is_held(run / "lock"):
+    if not is_held(run / "lock"):
         return None
     try:
         state: dict[str, Any] = json.loads((run / "state.json").read_text(encoding="utf-8"))
@@ -175,10 +203,7 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         # It has the lock and has not yet started anything.
         return {"pid": None, "processes": {}}
     for name, process in state["processes"].items():
-        try:
-            process["ready"] = int(ready_file(run, name).read_text()) == process["pid"]
-        except (OSError, ValueError):
-            process["ready"] = False
+        process["ready"] = is_ready(run, name, process["pid"])
     return state
 
 
@@ -229,7 +254,7 @@ def wait_until_ready(folder: Path, launched: subprocess.Popen[bytes], seconds: f
     )
 
 
-def stop(folder: Path, *, wait: float = 30.0) -> bool:
+def stop(folder: Path, *, wait: float = 120.0) -> bool:
     """End the supervisor of ``folder`` and its processes; return whether one was running.
 
     Raises:
@@ -240,36 +265,8 @@ def stop(folder: Path, *, wait: float = 30.0) -> bool:
         return False
     os.kill(int(state["pid"]), signal.SIGTERM)
     until = time.monotonic() + wait
-    while _is_held(folder / "run" / "lock"):
+    while is_held(folder / "run" / "lock"):
         if time.monotonic() > until:
             raise ConfigError(f"{folder}: process {state['pid']} does not end.")
         time.sleep(0.1)
     return True
-
-
-def _hold(lock: int, wait: float) -> bool:
-    # Whoever asks for the state holds the lock for a moment.
-    until = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.02)
-        else:
-            return True
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False

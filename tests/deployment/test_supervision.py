@@ -1,5 +1,6 @@
 """Supervisors: one per folder, processes that come back, and none that stays behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -161,3 +162,100 @@ def test_supervisors_import_neither_torch_nor_flower():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = json.loads(done.stdout.replace("'", '"'))
     assert not {n.split(".")[0] for n in names} & {"torch", "flwr", "transformers", "numpy"}
+
+
+def test_what_follows_another_is_started_again_with_it(folder):
+    text = PARENT.replace(
+        'n]) for n in ("first", "second")', "n], follows=f) for n, f in F.items()"
+    ).replace("folder =", "F = {'first': 'second', 'second': None}\nfolder =")
+    folder.parent.joinpath("parent.py").write_text(textwrap.dedent(text))
+    _start(folder)
+    before = read_state(folder)["processes"]
+    os.kill(before["second"]["pid"], signal.SIGKILL)
+    _until(lambda: _starts(folder) == {"first": 2, "second": 2})
+    # Not the other way round.
+    os.kill(read_state(folder)["processes"]["first"]["pid"], signal.SIGKILL)
+    _until(lambda: _starts(folder) == {"first": 3, "second": 2})
+
+
+def _starts(folder):
+    found = read_state(folder)["processes"]
+    return {name: p["starts"] for name, p in found.items() if p["ready"]}
+
+
+def _until(true, seconds=30):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_process_that_was_ready_is_back_at_once_and_one_that_never_is_ever_later(folder):
+    _start(folder)
+    for starts in (2, 3, 4):
+        pid = read_state(folder)["processes"]["first"]["pid"]
+        began = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        _until(lambda n=starts: _starts(folder).get("first") == n)
+        assert time.monotonic() - began < 4
+    stop(folder)
+    folder.parent.joinpath("child.py").write_text("raise SystemExit(1)")
+    _launch(folder)
+    time.sleep(6)
+    # After 1, 2 and 4 seconds.
+    assert 2 <= read_state(folder)["processes"]["first"]["starts"] <= 4
+
+
+def test_processes_end_one_after_another_the_last_first(folder):
+    text = CHILD.replace("time.sleep(600)", "signal.pause()").replace(
+        "watch_parent()\n", "watch_parent()\nsignal.signal(signal.SIGTERM, end)\n", 1
+    )
+    end = """
+def end(*_):
+    time.sleep(0.5)
+    with open(sys.argv[1] + "/order", "a") as f:
+        f.write(sys.argv[2] + " ")
+    sys.exit()
+"""
+    text = text.replace("import sys, time", "import signal, sys, time").replace(
+        "from silotune.supervised", end + "from silotune.supervised", 1
+    )
+    folder.parent.joinpath("child.py").write_text(text)
+    _start(folder)
+    stop(folder)
+    assert (folder / "order").read_text() == "second first "
+    # One that does not end is killed after its time.
+    folder.parent.joinpath("child.py").write_text(
+        text.replace("time.sleep(0.5)", "time.sleep(600)")
+    )
+    folder.parent.joinpath("parent.py").write_text(PARENT.replace("n]) for", "n], grace=1.0) for"))
+    _start(folder)
+    began = time.monotonic()
+    stop(folder)
+    assert time.monotonic() - began < 10
+
+
+def test_a_full_disk_ends_no_process(folder):
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    folder.mkdir()
+    disk = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True
+    )
+    if disk.returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        _start(folder)
+        before = read_state(folder)["processes"]
+        with contextlib.suppress(OSError), (folder / "filler").open("wb", 0) as filler:
+            while filler.write(b"x" * 512):
+                pass
+        os.kill(before["first"]["pid"], signal.SIGKILL)
+        time.sleep(4)
+        assert Path(f"/proc/{before['second']['pid']}").exists()
+        (folder / "filler").unlink()
+        _until(lambda: _starts(folder).get("first", 0) > 1, 60)
+        assert read_state(folder)["processes"]["second"] == before["second"]
+    finally:
+        stop(folder)
+        subprocess.run(["umount", "-l", str(folder)], check=False)
