@@ -13,6 +13,7 @@ something does so by POST: with the cookie it is taken from the page's own origi
 import contextlib
 import hashlib
 import hmac
+import html
 import json
 import os
 import secrets
@@ -28,7 +29,7 @@ from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -140,7 +141,13 @@ class _Guard:
         rest = urlencode([(k, v) for k, v in parse_qsl(request.url.query) if k != "token"])
         # A path that begins with two slashes would be another machine's.
         path = "/" + request.url.path.lstrip("/\\")
-        answer = RedirectResponse(f"{path}?{rest}" if rest else path, 303)
+        target = f"{path}?{rest}" if rest else path
+        answer: Response = RedirectResponse(target, 303)
+        if request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            # Whoever followed another page's link would come back without the strict cookie:
+            # the next step must be this page's own.
+            step = html.escape(answer.headers["location"])
+            answer = HTMLResponse(f'<meta http-equiv="refresh" content="0; url={step}">\n')
         answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict")
         return answer
 
