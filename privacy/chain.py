@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from privacy.durable import lock, unlock, write_whole
+from privacy.durable import is_locked, lock, remedy, unlock, write_whole
 from privacy.entries import Entry, anchor_text, canonical, parse, row
 from silotune.errors import LedgerError
 from silotune.tables.staging import sync
@@ -152,6 +152,11 @@ class Chain:
         """Every entry, oldest first."""
         return tuple(self._entries)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no entries any more: closed, or it could not be written."""
+        return self._connection is None
+
     def append(self, kind: str, body: Mapping[str, Any]) -> Entry:
         """Write one entry; it is on disk when this returns.
 
@@ -177,8 +182,8 @@ class Chain:
             # Whether the entry is on disk is not known here; the next opening reads it.
             self.close()
             raise LedgerError(
-                f"{self.path}: an entry could not be written ({error}). Make room or repair the "
-                "disk, then start again; nothing is released until it can be written."
+                f"{self.path}: an entry could not be written ({error}). {remedy(error)}, then "
+                "start again; nothing is released until it can be written."
             ) from error
         return entry
 
@@ -284,9 +289,9 @@ def _read(connection: sqlite3.Connection, path: Path) -> Iterator[Entry]:
 
 
 def _unreadable(path: Path, error: Exception) -> LedgerError:
-    return LedgerError(
-        f"{path}: cannot be read as a ledger ({error}). Put the newest unchanged copy back."
-    )
+    # Of a file that is only held, no copy is needed.
+    way = remedy(error) if is_locked(error) else "Put the newest unchanged copy back"
+    return LedgerError(f"{path}: cannot be read as a ledger ({error}). {way}.")
 
 
 def _when(seconds: float) -> str:

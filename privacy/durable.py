@@ -8,7 +8,7 @@ from pathlib import Path
 from silotune.errors import LedgerError
 from silotune.tables.staging import sync
 
-__all__ = ["lock", "unlock", "write_whole"]
+__all__ = ["is_locked", "lock", "remedy", "unlock", "write_whole"]
 
 
 def lock(path: Path, wait: float) -> int:
@@ -52,3 +52,15 @@ def write_whole(path: Path, content: bytes) -> None:
 def unlock(handle: int) -> None:
     """Give a lock up."""
     os.close(handle)
+
+
+def is_locked(error: Exception) -> bool:
+    """Return whether SQLite raised ``error`` because another program holds the file."""
+    return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def remedy(error: Exception) -> str:
+    """Return what to do about a file that could not be read or written, without a full stop."""
+    if is_locked(error):
+        return "Another program holds the file, a backup or database browser: end it"
+    return "Make room or repair the disk"

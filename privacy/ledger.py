@@ -86,6 +86,11 @@ class Ledger:
         self._chain.close()
 
     @property
+    def closed(self) -> bool:
+        """Whether it takes nothing any more: closed, or its disk failed. Open it again then."""
+        return self._chain.closed
+
+    @property
     def entries(self) -> tuple[Entry, ...]:
         """Every entry, oldest first."""
         return self._chain.entries
