@@ -4,6 +4,7 @@ It holds the ledger as long as it runs, so no second one can work on the folder,
 and examples loaded.
 """
 
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from threading import Event
 
 import torch
+from flwr.app import Message
 
 from client.config import ClientConfig, read_client
 from client.door import respond
@@ -115,15 +117,26 @@ def main(folder: Path) -> None:
         give_up(error)
     event("ready")
     mark_ready(open_ready(folder, "daemon"))
+
+    def answer(message: Message) -> Message:
+        made = respond(message, lambda: place)
+        if place.silo.ledger.closed:
+            # Its disk failed. What is on it is known after it is opened again.
+            stop.set()
+        return made
+
     with place.silo:
         serve(
             socket_path(folder, "node.sock"),
             (folder / "superexec.secret").read_bytes(),
-            answer=lambda message: respond(message, lambda: place),
+            answer=answer,
             limit=place.message_limit,
             stop=stop,
             trouble=lambda error: note(error, place.log),
         )
+        if place.silo.ledger.closed:
+            event("ledger closed", logging.ERROR)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ to one minor version of flwr, held by `tests/client/test_flower_node.py`.
 import codecs
 import contextlib
 import hashlib
+import logging
 import os
 import resource
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,16 +26,24 @@ import httpx
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from flwr.common.constant import Status
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
 )
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from client.first_look import trouble_with
+from silotune.logs import event
+
 __all__ = ["NodeSettings", "pinned_context", "run_node"]
 
 _SLEEP = 1.0
 """Seconds of the node's longest pause; Flower's own is 3."""
+_RETRY_MAX = 5
+"""Seconds between two tries to reach the aggregator, at most; Flower's own is 20."""
+_STUCK = 5.0
+"""Seconds that the node waits for what cannot come, before it ends to be started again."""
 _NODE_MEMORY = 4 * 2**30
 """Bytes of address space of the node: what a message may take, at the very most."""
 
@@ -86,6 +96,7 @@ def run_node(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
     Reads key and secret and opens the socket, then gives up its rights, then connects.
     """
     from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supercore.retry import http_retry
     from flwr.supernode import start_client_internal as flower
     from flwr.supernode.main import create_app
     from flwr.supernode.nodestate import NodeStateFactory
@@ -102,6 +113,7 @@ def run_node(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
         # Imported on first use, when this Python's own folder may be closed to the account.
         codecs.lookup(late)
     _give_up_rights(settings.user)
+    _say_trouble(settings)
     _deactivate(_pin(settings), settings, key, number)
     config = uvicorn.Config(app, log_level="warning", log_config=None, access_log=False, ws="none")
     server = uvicorn.Server(config)
@@ -117,7 +129,8 @@ def run_node(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
 
     vars(known)["set_node_id"] = connected
     # Its pauses are written into it.
-    vars(flower)["time"] = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, _SLEEP)))
+    vars(flower)["time"] = SimpleNamespace(sleep=_Pauses(known).sleep)
+    vars(http_retry)["MAX_RETRY_DELAY"] = _RETRY_MAX
     flower.start_client_internal(
         state_factory=state,
         server_address=settings.address,
@@ -129,6 +142,49 @@ def run_node(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
         superexec_auth_secret=secret,
         runtime_dependency_install=False,
     )
+
+
+class _Pauses:
+    """Flower's node sleeps here, and ends where it would wait for ever.
+
+    It takes one message at a time and waits for its answer, even when the daemon that had it is
+    gone; and it sends an answer only after it has taken a message.
+    """
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+        self._since: float | None = None
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(min(seconds, _SLEEP))
+        # It waits 3 s for a message, and 0.5 s for an answer or its parts.
+        why = self._unsent() if seconds > 1 else self._unanswered()
+        now = time.monotonic()
+        self._since = None if not why else self._since or now
+        if self._since is not None and now - self._since > _STUCK:
+            event("starts again", logging.WARNING, words=why)
+            sys.exit(1)
+
+    def _unanswered(self) -> str:
+        open_tasks = self._state.get_tasks(
+            statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]
+        )
+        return "" if open_tasks else "a message without answer, and nobody works on it"
+
+    def _unsent(self) -> str:
+        with self._state.lock_msg_store:
+            left = any(
+                entry.message.metadata.reply_to_message_id and not entry.is_retrieved
+                for entry in self._state.msg_store.values()
+            )
+        return "an answer that would be sent after the next" if left else ""
+
+
+def _say_trouble(settings: NodeSettings) -> None:
+    context = pinned_context(settings.ca, settings.certificate_sha256)
+    trouble = trouble_with(settings.address, context)
+    if trouble is not None:
+        event("aggregator", logging.WARNING, words=trouble)
 
 
 def _opened(path: Path) -> socket.socket:
