@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from silotune.cli.dashboard import dashboard_line, show_dashboard
+
 if TYPE_CHECKING:
     from privacy.ledger_report import LedgerRow
 
@@ -88,6 +90,7 @@ def _start(
     for folder, process in zip(folders, launched, strict=True):
         wait_until_ready(folder, process, wait)
         typer.echo(f"{folder}: connected to {read_client(folder).server.address}.")
+        typer.echo(f"  {dashboard_line('client', folder)}")
 
 
 @_group.command("status")
@@ -113,6 +116,8 @@ def _status(
             for name, p in one["processes"].items()
         )
         typer.echo(f"{one['folder']}: {processes or 'not running'}")
+        if processes:
+            typer.echo(f"  {dashboard_line('client', Path(one['folder']))}")
         typer.echo(f"  {one['releases']} releases, ε = {one['epsilon']:.3f} spent")
 
 
@@ -127,6 +132,18 @@ def _spent(folder: Path) -> dict[str, float]:
         "releases": sum(r.bytes > 0 for r in rows),
         "epsilon": rows[-1].epsilon if rows else 0.0,
     }
+
+
+@_group.command("dashboard")
+def _dashboard(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Silo.", show_default=False)],
+    launch: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Print the address of a silo's dashboard, with its token: what was spent, what left."""
+    from client.config import read_client
+
+    read_client(folder)
+    show_dashboard("client", folder, launch=launch)
 
 
 @_group.command("stop")

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from silotune.cli.dashboard import dashboard_line, show_dashboard
+
 __all__ = ["register"]
 
 _Folder = Annotated[
@@ -71,6 +73,7 @@ def _start(
     launched = launch(folder, ["-m", "server.start", str(folder.resolve())])
     wait_until_ready(folder, launched, wait)
     typer.echo(f"{folder}: merchants come in at {settings.public_address}.")
+    typer.echo(f"  {dashboard_line('server', folder)}")
 
 
 @_group.command("enrol")
@@ -137,8 +140,7 @@ def _status(
     for name, process in found["processes"].items():
         ready = "ready" if process.get("ready") else "starting"
         typer.echo(f"{name}: {ready}, process {process['pid']}, started {process['starts']} times")
-    if not found["processes"]:
-        typer.echo("not running")
+    typer.echo(dashboard_line("server", folder) if found["processes"] else "not running")
     for merchant in found["merchants"]:
         typer.echo(f"merchant {merchant['name']}: {merchant['status']}")
     for run in found["runs"]:
@@ -146,6 +148,18 @@ def _status(
             f"run {run['name']}: {run['state']}, {run['rounds_done']} of {run['rounds']} rounds"
             + (f". {run['message']}" if run["message"] else "")
         )
+
+
+@_group.command("dashboard")
+def _dashboard(
+    folder: _Folder,
+    launch: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Print the address of the dashboard, with its token: rounds, quality, merchants, runs."""
+    from server.config import read_server
+
+    read_server(folder)
+    show_dashboard("server", folder, launch=launch)
 
 
 @_group.command("stop")
