@@ -66,6 +66,8 @@ class NodeSettings:
     """Where the daemon takes tasks."""
     number: Path
     """File that remembers the node's number."""
+    contact: Path
+    """File with the time of the aggregator's last answer, seconds since 1970."""
     user: str | None
     """Account to become where started as root. None: stay."""
 
@@ -106,6 +108,7 @@ def run_node(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
         raise TypeError("the node's key is not an elliptic-curve key")
     secret = settings.secret.read_bytes()
     number = os.open(settings.number, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    contact = os.open(settings.contact, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     ready = _opened(settings.socket)
     state = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
     app = create_app(state_factory=state, superexec_auth_secret=secret)
@@ -114,7 +117,7 @@ def run_node(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
         codecs.lookup(late)
     _give_up_rights(settings.user)
     _say_trouble(settings)
-    _deactivate(_pin(settings), settings, key, number)
+    _deactivate(_pin(settings, contact), settings, key, number)
     config = uvicorn.Config(app, log_level="warning", log_config=None, access_log=False, ws="none")
     server = uvicorn.Server(config)
     # A thread of its own: uvicorn then leaves the signals alone.
@@ -209,14 +212,25 @@ def _give_up_rights(user: str | None) -> None:
         resource.setrlimit(limit, (value, value))
 
 
-def _pin(settings: NodeSettings) -> type[FleetHttpClient]:
-    """Let Flower's node connect to the pinned certificate only; return its client."""
+def _pin(settings: NodeSettings, contact: int) -> type[FleetHttpClient]:
+    """Let Flower's node connect to the pinned certificate only; return its client.
+
+    Args:
+        settings: name the certificate.
+        contact: open file that gets the time of each answer.
+    """
     from flwr.supernode import fleet_http_connection as connection
+
+    def heard(_: httpx.Response) -> None:
+        # A full disk must not end the connection.
+        with contextlib.suppress(OSError):
+            os.pwrite(contact, f"{time.time():<24.3f}".encode("ascii"), 0)
 
     class Pinned(FleetHttpClient):
         def __init__(self, base_url: str, **options: Any) -> None:
             context = pinned_context(settings.ca, settings.certificate_sha256)
             super().__init__(base_url, **(options | {"verify": context}))
+            self._client.event_hooks["response"].append(heard)
 
     vars(connection)["FleetHttpClient"] = Pinned
     return Pinned

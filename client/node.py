@@ -26,6 +26,7 @@ def main(folder: Path) -> None:
             secret=folder / "superexec.secret",
             socket=socket_path(folder, "node.sock"),
             number=folder / "node.number",
+            contact=folder / "run" / "node.contact",
             user=settings.node_user,
         ),
         on_ready=lambda: mark_ready(ready),

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
+from client import dashboard
 from client.config import read_client
+from client.metrics_export import client_metrics, client_reasons
 from silotune.logs import configure
 from silotune.observe import observe_app, read_token, serve
-from silotune.observe_processes import process_metrics, process_reasons
 from silotune.supervised import mark_ready, open_ready, watch_parent
 
 __all__ = ["main"]
@@ -21,10 +22,9 @@ def main(folder: Path) -> None:
     app = observe_app(
         token=read_token(folder),
         host=settings.host,
-        health=lambda: process_reasons(folder),
-        metrics=lambda: process_metrics(folder),
-        # A dashboard's routes go here.
-        routes=[],
+        health=lambda: client_reasons(folder),
+        metrics=lambda: client_metrics(folder),
+        routes=dashboard.routes(folder),
     )
     serve(folder, settings, app, on_ready=lambda: mark_ready(ready))
 

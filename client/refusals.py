@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from client.silo_log import append
+from client.tally import count_refusal
 from silotune.errors import (
     BudgetError,
     ConfigError,
@@ -67,4 +68,5 @@ def note(error: Exception, log: Path) -> None:
     The words of an error that silotune did not raise on purpose may hold a value of a row.
     They are left out; its place in the code is told.
     """
+    count_refusal(log.parent, refusal(error))
     append(log, "refused", logging.WARNING, reply=refusal(error), **why(error))

@@ -88,12 +88,13 @@ class Tally:
     late: int = 0
     """Replies of nodes that had answered, or to nothing that was asked."""
 
-    def record(self) -> dict[str, int]:
+    def record(self) -> dict[str, int | dict[str, int]]:
         """Return its counts, for the round's record."""
         return {
             "asked": self.asked,
             "replies": len(self.releases),
             "failures": sum(self.failures.values()),
+            "reasons": dict(self.failures),
             "asked_again": self.again,
             "late": self.late,
         }

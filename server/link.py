@@ -5,11 +5,15 @@ from pathlib import Path
 
 from server.config import read_server
 from server.flower_link import link_app
+from server.listener import MERCHANT_PATHS
 from server.serve import serve_both
+from server.traffic import Counted, traffic_path
 from silotune.logs import configure
 from silotune.supervised import mark_ready, open_ready, socket_path, watch_parent
 
 __all__ = ["main"]
+
+_PATHS = frozenset(path for _, path in MERCHANT_PATHS)
 
 
 def main(folder: Path) -> None:
@@ -28,6 +32,7 @@ def main(folder: Path) -> None:
         certificate=folder / settings.certificate,
         key=folder / settings.key,
         body_limit=settings.request_bytes_max,
+        counted=lambda app: Counted(app, traffic_path(folder), _PATHS),
         on_ready=lambda: mark_ready(open_ready(folder, "superlink")),
     )
 

@@ -32,9 +32,13 @@ def serve_both(
     certificate: Path,
     key: Path,
     body_limit: int,
+    counted: Callable[[Any], Any],
     on_ready: Callable[[], None],
 ) -> None:
-    """Serve ``app`` whole on the Unix socket, and to merchants by TLS; until SIGTERM."""
+    """Serve ``app`` whole on the Unix socket, and to merchants by TLS; until SIGTERM.
+
+    ``counted`` is put before what merchants reach.
+    """
     common: dict[str, Any] = {
         "log_level": "warning",
         "log_config": None,
@@ -44,7 +48,7 @@ def serve_both(
     inside = _Server(uvicorn.Config(app, uds=str(socket), **common))
     outside = _Server(
         uvicorn.Config(
-            MerchantsOnly(app, body_limit=body_limit),
+            counted(MerchantsOnly(app, body_limit=body_limit)),
             host=host,
             port=port,
             ssl_certfile=str(certificate),

@@ -1,5 +1,6 @@
 """What the processes of one side say of themselves: for health and Prometheus."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,16 @@ from prometheus_client.metrics_core import Metric
 
 from silotune.supervision import read_state
 
-__all__ = ["process_metrics", "process_reasons"]
+__all__ = [
+    "DISK_BYTES_MIN",
+    "disk_metrics",
+    "disk_reasons",
+    "process_metrics",
+    "process_reasons",
+]
+
+DISK_BYTES_MIN = 200 * 2**20
+"""Free bytes below which a side is not well."""
 
 
 def process_reasons(folder: Path) -> list[str]:
@@ -32,3 +42,17 @@ def process_metrics(folder: Path) -> Iterator[Metric]:
         ready.add_metric([name], float(process["ready"]))
         starts.add_metric([name], process["starts"])
     yield from (ready, starts)
+
+
+def disk_reasons(folder: Path) -> list[str]:
+    """Return whether what must be durable soon cannot be."""
+    if shutil.disk_usage(folder).free < DISK_BYTES_MIN:
+        return ["the disk is nearly full"]
+    return []
+
+
+def disk_metrics(folder: Path) -> Iterator[Metric]:
+    """Yield how much room there is."""
+    yield GaugeMetricFamily(
+        "silotune_disk_free_bytes", "On the folder's disk.", value=shutil.disk_usage(folder).free
+    )

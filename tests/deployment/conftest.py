@@ -1,6 +1,7 @@
 """A federation of real processes on this machine, started by the commands that people use."""
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from silotune.observe import read_url
 
 RUN = """
 nodes = {nodes}
@@ -144,3 +147,48 @@ def federation(tmp_path_factory):
         yield one
     finally:
         one.stop()
+
+
+class Observed:
+    """One side's `observe` process alone, and HTTP to it."""
+
+    @staticmethod
+    @contextlib.contextmanager
+    def running(folder, module="server.observe"):
+        (folder / "run").mkdir(exist_ok=True)
+        url = folder / "run" / "observe.ready"
+        url.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until = time.monotonic() + 30
+            while not (url.exists() and url.read_text()):
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            yield process
+        finally:
+            # Its supervisor is gone, for all that it knows.
+            process.stdin.close()
+            assert process.wait(10) == 1
+
+    @staticmethod
+    def ask(folder, path, method="GET", **headers):
+        address = read_url(folder).removeprefix("http://")
+        connection = http.client.HTTPConnection(address, timeout=20)
+        try:
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            return answer, answer.read().decode()
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="session")
+def observed():
+    """Start one side's `observe` process, and ask it."""
+    return Observed
