@@ -1,0 +1,1 @@
+"""A real federation whose processes are killed at random while it trains, and what must hold."""
