@@ -7,7 +7,8 @@ from typing import Any
 from markupsafe import Markup
 from starlette.routing import Route
 
-from server.dashboard_view import FIGURES, RoundView, RunView, server_view
+from server.dashboard_files import server_view
+from server.dashboard_view import FIGURES, RoundView, RunView
 from silotune.dashboard.page import dashboard_routes
 from silotune.dashboard.svg import Bar, Point, bar_plot, line_plot
 
