@@ -6,10 +6,10 @@ It stays in the silo and holds nothing of a customer. Its one button stops the s
 import os
 import signal
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 from starlette.routing import Route
@@ -22,11 +22,11 @@ from silotune.config import from_toml
 from silotune.dashboard.log_tail import LogLine, newest
 from silotune.dashboard.page import dashboard_routes
 from silotune.dashboard.svg import Bar, Point, bar_plot, step_plot
-from silotune.errors import ConfigError
 from silotune.supervision import read_state
 
 __all__ = ["ClientView", "client_view", "routes"]
 
+T = TypeVar("T")
 _SHOWN = 200
 """Newest receipts on the page; `silotune client ledger show` prints all."""
 
@@ -70,20 +70,22 @@ def routes(folder: Path) -> list[Route]:
 def client_view(folder: Path) -> ClientView:
     """Read the silo in ``folder``: plain files and the ledger, neither tables nor model."""
     faults: list[str] = []
-    name, aggregator, anchor, policy = folder.name, "", None, None
-    try:
-        # Not by `SiloFolder`, which would load DuckDB.
-        name = str(tomllib.loads((folder / "silo.toml").read_text(encoding="utf-8"))["name"])
-        settings = read_client(folder)
-        aggregator = f"{settings.server.name} at {settings.server.address}"
-        anchor = Path(settings.anchor) if settings.anchor else None
-        policy = from_toml(Policy, folder / "policy.toml")
-    except (ConfigError, OSError, ValueError, KeyError) as error:
-        faults.append(str(error))
+
+    def read(path: Path, parse: Callable[[Path], T]) -> T | None:
+        try:
+            return parse(path)
+        except (OSError, ValueError, LookupError) as error:
+            faults.append(str(error) if str(path) in str(error) else f"{path}: {error}.")
+            return None
+
+    name = read(folder / "silo.toml", _name)
+    settings = read(folder / "client.toml", lambda path: read_client(path.parent))
+    policy = read(folder / "policy.toml", lambda path: from_toml(Policy, path))
+    anchor = Path(settings.anchor) if settings and settings.anchor else None
     logs = sorted((folder / "logs").glob("*.log"))
     return ClientView(
-        name=name,
-        aggregator=aggregator,
+        name=name or folder.name,
+        aggregator=f"{settings.server.name} at {settings.server.address}" if settings else "",
         processes=(read_state(folder) or {"processes": {}})["processes"],
         ledger=ledger_view(folder / "ledger.db", anchor),
         policy=policy,
@@ -91,6 +93,11 @@ def client_view(folder: Path) -> ClientView:
         troubles=tuple(newest(logs, levels=["warning", "error", "critical"], most=20)),
         faults=tuple(faults),
     )
+
+
+def _name(path: Path) -> str:
+    # Not by `SiloFolder`, which would load DuckDB.
+    return str(tomllib.loads(path.read_text(encoding="utf-8"))["name"])
 
 
 def _stop(folder: Path) -> None:

@@ -40,7 +40,8 @@ def newest(
     found = [
         line for path in paths for line in _lines(path) if line.event in named or line.level in at
     ]
-    return sorted(found, key=lambda line: line.time, reverse=True)[:most]
+    # Stable: of lines of one moment, the later one is newer.
+    return sorted(found, key=lambda line: line.time)[: -most - 1 : -1]
 
 
 def _lines(path: Path) -> Iterator[LogLine]:
