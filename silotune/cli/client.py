@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from silotune.cli.dashboard import dashboard_line, show_dashboard
+from silotune.cli.doctor import add_client
 
 if TYPE_CHECKING:
     from privacy.ledger_report import LedgerRow
@@ -30,6 +31,7 @@ _ledger = typer.Typer(no_args_is_help=True)
 def register(root: typer.Typer) -> None:
     """Add the group to ``root``."""
     _group.add_typer(_ledger, name="ledger", help="What was spent, and what left.")
+    add_client(_group)
     root.add_typer(_group, name="client", help="A merchant's own side: take part, and its ledger.")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from silotune.cli.dashboard import dashboard_line, show_dashboard
+from silotune.cli.doctor import add_server
 
 __all__ = ["register"]
 
@@ -22,6 +23,7 @@ _group = typer.Typer(no_args_is_help=True)
 
 def register(root: typer.Typer) -> None:
     """Add the group to ``root``."""
+    add_server(_group)
     root.add_typer(_group, name="server", help="The aggregator: start it, enrol merchants, train.")
 
 
@@ -53,6 +55,18 @@ def _init(
     typer.echo(f"{folder}: merchants need {folder / 'invitation.toml'}.\nIt is {made.identity}.")
 
 
+@_group.command("renew")
+def _renew(folder: _Folder) -> None:
+    """Make a new server certificate and invitation; every merchant needs the invitation."""
+    from server.setup import renew
+
+    made = renew(folder)
+    typer.echo(
+        f"{folder}: stop and start it. Merchants put {folder / 'invitation.toml'} under [server] "
+        f"in client.toml and its digest under servers in policy.toml.\nIt is {made.identity}."
+    )
+
+
 @_group.command("start")
 def _start(
     folder: _Folder,
@@ -60,9 +74,11 @@ def _start(
     wait: Annotated[float, typer.Option(help="Seconds until all must be ready.")] = 180.0,
 ) -> None:
     """Start SuperLink and executor, and keep them running."""
+    from server.certificates import check_dates
     from server.config import read_server
 
     settings = read_server(folder)
+    check_dates(folder / settings.certificate)
     if foreground:
         from server.start import main
 
