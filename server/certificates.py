@@ -13,7 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from privacy.durable import write_whole
 from silotune.errors import ConfigError
 
-__all__ = ["certificate_sha256", "make_authority", "make_server_certificate"]
+__all__ = ["certificate_sha256", "check_dates", "make_authority", "make_server_certificate"]
 
 _AUTHORITY_DAYS = 3650
 _SERVER_DAYS = 397
@@ -66,11 +66,35 @@ def certificate_sha256(path: Path) -> str:
     Raises:
         ConfigError: there is none.
     """
+    return hashlib.sha256(_read(path).public_bytes(serialization.Encoding.DER)).hexdigest()
+
+
+def check_dates(path: Path) -> None:
+    """Check that the certificate in ``path`` is valid now: no merchant connects to another.
+
+    Raises:
+        ConfigError: it has expired, is not yet valid, or is none.
+    """
+    certificate, now = _read(path), dt.datetime.now(dt.UTC)
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > ends:
+        raise ConfigError(
+            f"{path}: expired on {ends:%Y-%m-%d %H:%M} UTC, and merchants refuse it. Make a new "
+            "one with `silotune server renew`, or put your own authority's in its place, and send "
+            "every merchant the new invitation."
+        )
+    if now < begins:
+        raise ConfigError(
+            f"{path}: valid from {begins:%Y-%m-%d %H:%M} UTC on; this machine's clock says "
+            f"{now:%Y-%m-%d %H:%M}. Set the clock by a time service."
+        )
+
+
+def _read(path: Path) -> x509.Certificate:
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a PEM certificate ({error}).") from error
-    return hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).hexdigest()
 
 
 def _builder(

@@ -17,7 +17,7 @@ from silotune.supervised import socket_path
 from silotune.supervision import read_state
 from silotune.toml_text import toml_text
 
-__all__ = ["OwnCertificate", "control", "enrol", "init"]
+__all__ = ["OwnCertificate", "control", "enrol", "init", "renew"]
 
 OwnCertificate = tuple[Path, Path, Path]
 """Certificate, key and authority that an operator brings."""
@@ -59,16 +59,41 @@ def init(
         make_authority(folder, name)
         make_server_certificate(folder, name, [host])
     write_whole(folder / "superexec.secret", secrets.token_bytes(32))
+    invitation = _invite(folder, settings)
+    # Last: a folder that has it is whole.
+    write_whole(folder / "server.toml", f"{toml_text(asdict(settings))}\n".encode())
+    return invitation
+
+
+def renew(folder: Path) -> Invitation:
+    """Make a new server certificate of the folder's own authority; return the new invitation.
+
+    It counts from the next start on. Merchants accept it once they have put the invitation into
+    their client.toml and its digest into their policy.toml.
+
+    Raises:
+        ConfigError: the operator brought the certificates, or the folder is none of an aggregator.
+    """
+    settings = read_server(folder)
+    if not (folder / "ca.key").exists():
+        raise ConfigError(
+            f"{folder}: has no ca.key: its certificates came from another authority. Put a new "
+            f"certificate and key at {settings.certificate} and {settings.key}."
+        )
+    host = settings.public_address.rpartition(":")[0]
+    make_server_certificate(folder, settings.name, [host])
+    return _invite(folder, settings)
+
+
+def _invite(folder: Path, settings: ServerConfig) -> Invitation:
     invitation = Invitation(
-        name=name,
-        address=address,
+        name=settings.name,
+        address=settings.public_address,
         certificate_sha256=certificate_sha256(folder / settings.certificate),
         ca=(folder / settings.ca).read_text(encoding="ascii"),
     )
     text = "# For merchants; nothing in it is secret.\n" + toml_text(asdict(invitation))
     write_whole(folder / "invitation.toml", f"{text}\n".encode())
-    # Last: a folder that has it is whole.
-    write_whole(folder / "server.toml", f"{toml_text(asdict(settings))}\n".encode())
     return invitation
 
 
