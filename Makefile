@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo federation test check install clean kills mutants bench bench-step audit slow
+.PHONY: demo federation test check install clean kills chaos mutants bench bench-step audit slow
 
 demo: $(STAMP)
 	$(BIN)/silotune simulate demo
@@ -40,6 +40,11 @@ audit: $(STAMP)
 # Three merchants and an aggregator as real processes with TLS, compared with the simulation.
 federation: $(STAMP)
 	$(BIN)/python scripts/federation
+
+# 100 SIGKILLs at random over all processes of a real federation during one run of 20 rounds;
+# `$(BIN)/python -m simulations.chaos --help` for another number, seed or size.
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.chaos
 
 # Tests that are too slow for every run.
 slow: $(STAMP)
