@@ -24,11 +24,18 @@ def trouble_with(address: str, context: ssl.SSLContext) -> str | None:
         context: that accepts the aggregator's certificate.
     """
     try:
-        with httpx.Client(verify=context, timeout=_SECONDS, trust_env=False) as client:
-            answer = client.get(f"https://{address}/health")
-    except httpx.TransportError as error:
+        with (
+            httpx.Client(verify=context, timeout=_SECONDS, trust_env=False) as client,
+            # Unread: what it sends as an answer may be of any length.
+            client.stream("GET", f"https://{address}/health") as answer,
+        ):
+            said = answer.headers.get("date", "")
+    except httpx.HTTPError as error:
         return _connection(address, str(error))
-    theirs = email.utils.parsedate_to_datetime(answer.headers["date"]).timestamp()
+    try:
+        theirs = email.utils.parsedate_to_datetime(said).timestamp()
+    except (ValueError, OverflowError):
+        return None
     ahead = dt.datetime.now(dt.UTC).timestamp() - theirs
     # The header has whole seconds.
     if -_BEHIND < ahead < _AHEAD + 1:

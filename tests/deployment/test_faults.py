@@ -42,8 +42,9 @@ def aggregator(folder, clock=0.0):
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response_only(200)
-            when = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=clock)
-            self.send_header("Date", when.strftime("%a, %d %b %Y %H:%M:%S GMT"))
+            if clock is not None:
+                when = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=clock)
+                self.send_header("Date", when.strftime("%a, %d %b %Y %H:%M:%S GMT"))
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -86,6 +87,7 @@ def _context(folder, digest=None):
     ("clock", "said"),
     [
         (0, None),
+        (None, None),
         (200, None),
         (-3, None),
         (-60, "60 s ahead of the aggregator's"),
