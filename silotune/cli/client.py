@@ -41,14 +41,48 @@ def _init(
     invitation: Annotated[Path, typer.Option(help="File of the aggregator.", show_default=False)],
     run: Annotated[Path, typer.Option(help="Its run file: task and model.", show_default=False)],
     epsilon: Annotated[float, typer.Option(help="Budget of each customer.")] = 8.0,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Make DIR first, as `silotune data import` does: a folder of Parquet or CSV "
+            "files, or postgresql://user@host/database. With --name and --nominal-users.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Public name.", show_default=False)] = None,
+    nominal_users: Annotated[
+        int | None,
+        typer.Option(help="Number of customers to declare, roughly; public.", show_default=False),
+    ] = None,
+    enrolments: Annotated[
+        Path | None,
+        typer.Option(help="Write the enrolment files into this folder too.", show_default=False),
+    ] = None,
 ) -> None:
     """Make silo folders of `silotune data import` ready: client.toml, policy.toml, node key."""
     from client.setup import init
 
+    if data is not None or name is not None or nominal_users is not None:
+        _import_first(folders, data, name, nominal_users)
     for folder in folders:
         identity = init(folder, invitation, run, epsilon=epsilon)
         typer.echo(f"{folder}: read {folder / 'policy.toml'} before you start.")
     typer.echo(f"The aggregator must be {identity}; ask it by telephone.")
+    if enrolments is not None:
+        _enrol(folders, enrolments)
+
+
+def _import_first(
+    folders: list[Path], data: str | None, name: str | None, nominal_users: int | None
+) -> None:
+    from silotune.cli.data import import_silo
+    from silotune.errors import ConfigError
+
+    if data is None or name is None or nominal_users is None:
+        raise ConfigError("give all of --data, --name and --nominal-users, or none.")
+    if len(folders) > 1:
+        raise ConfigError("--data makes one folder; name one.")
+    import_silo(data, folders[0], name=name, nominal_users=nominal_users)
 
 
 @_group.command("enrol")

@@ -11,7 +11,7 @@ from silotune.cli.terminal import progress_bar, show_problems
 if TYPE_CHECKING:
     from silotune.tables.problems import Report
 
-__all__ = ["register"]
+__all__ = ["import_silo", "register"]
 
 # Described in the commands' texts: with some versions of click an argument's help is not shown.
 _Source = Annotated[str, typer.Argument(metavar="SOURCE", show_default=False)]
@@ -75,6 +75,19 @@ def _import(
     SOURCE: a folder with events, items and promotions (.parquet or .csv),
     or a database, postgresql://user@host/database. OUT: the folder to make.
     """
+    import_silo(source, out, name=name, nominal_users=nominal_users, schema=schema, quiet=quiet)
+
+
+def import_silo(
+    source: str,
+    out: Path,
+    *,
+    name: str,
+    nominal_users: int,
+    schema: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Import with a progress bar, warnings and a last line. Raises as `import_tables`."""
     from silotune.tables.importer import import_tables
 
     reports: list[Report] = []

@@ -36,6 +36,7 @@ def _init(
     certificate: _Own = None,
     key: _Own = None,
     ca: _Own = None,
+    start: Annotated[bool, typer.Option("--start", help="Start it too.")] = False,
 ) -> None:
     """Make the folder DIR: certificates, secret, server.toml, and the invitation for merchants."""
     from server.setup import init
@@ -53,6 +54,8 @@ def _init(
         own=(brought[0], brought[1], brought[2]) if brought else None,
     )
     typer.echo(f"{folder}: merchants need {folder / 'invitation.toml'}.\nIt is {made.identity}.")
+    if start:
+        _start(folder)
 
 
 @_group.command("renew")
@@ -100,6 +103,10 @@ def _enrol(
     ],
 ) -> None:
     """Let merchants in by their enrolment files."""
+    _let_in(folder, files)
+
+
+def _let_in(folder: Path, files: list[Path]) -> None:
     from server.setup import enrol
     from silotune.invitation import read_enrolment
 
@@ -109,37 +116,56 @@ def _enrol(
         typer.echo(f"{asked.name}: node {node}, {asked.nominal_users} users declared.")
 
 
+def _files_of(enrolments: Path) -> list[Path]:
+    from silotune.errors import ConfigError
+
+    files = sorted(enrolments.glob("*.json")) if enrolments.is_dir() else [enrolments]
+    if not files:
+        raise ConfigError(f"{enrolments}: holds no enrolment; merchants send them as NAME.json.")
+    return files
+
+
 @_group.command("run")
 def _run(
     folder: _Folder,
     file: Annotated[Path, typer.Argument(metavar="RUN.toml", show_default=False)],
+    enrol: Annotated[
+        Path | None,
+        typer.Option(help="First let in the merchants of this folder or file.", show_default=False),
+    ] = None,
     detach: Annotated[bool, typer.Option(help="Queue it and return.")] = False,
 ) -> None:
     """Train as RUN.toml says, and show each round. Interrupting this does not stop the run."""
     from server.runs import submit
     from server.setup import control
 
+    if enrol is not None:
+        _let_in(folder, _files_of(enrol))
     with control(folder):
         pass
     run = submit(folder, file)
     typer.echo(f"run '{run.name}': {run.folder}")
-    if detach:
-        return
+    if not detach:
+        _follow(run.folder)
+
+
+def _follow(folder: Path) -> None:
+    """Print each round of the run in ``folder`` until it ends; exit 2 when it failed."""
     shown = 0
     while True:
-        status = run.status()
-        records = _rounds(run.rounds)
-        for record in records[shown:]:
+        # The state first: what it tells to have happened is then in the records.
+        now = _run_in(folder)
+        for record in now["records"][shown:]:
             typer.echo(
                 f"round {record['round']}: {record['replies']} updates, "
                 f"{record['failures']} failed, {record['seconds']:.1f} s"
             )
-        shown = len(records)
-        if status.state in ("finished", "failed"):
+        shown = len(now["records"])
+        if now["state"] in ("finished", "failed"):
             break
         time.sleep(0.3)
-    typer.echo(f"run '{run.name}' {status.state}. {status.message}".rstrip())
-    if status.state == "failed":
+    typer.echo(f"run '{folder.name}' {now['state']}. {now['message']}".rstrip())
+    if now["state"] == "failed":
         raise typer.Exit(2)
 
 
@@ -147,9 +173,17 @@ def _run(
 def _status(
     folder: _Folder,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show the newest run's rounds until it ends.")
+    ] = False,
 ) -> None:
     """Show processes, merchants and runs."""
     found = _gather(folder)
+    if follow and not found["runs"]:
+        raise typer.BadParameter(f"{folder} has no run yet.", param_hint="--follow")
+    if follow:
+        _follow(folder / "runs" / found["runs"][-1]["name"])
+        return
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -136,11 +136,10 @@ def federation(tmp_path_factory):
     one.silotune(
         "data", "synthetic", one.root / "silos", "--merchants", 2, "--users", 60, "--quiet"
     )
-    one.silotune("server", "init", one.server, "--address", f"127.0.0.1:{one.port}")
-    one.silotune("server", "start", one.server)
-    invitation = one.server / "invitation.toml"
-    one.silotune("client", "init", *one.silos, "--invitation", invitation, "--run", run)
-    one.silotune("client", "enrol", *one.silos, "--out", one.root / "enrolments")
+    one.silotune("server", "init", one.server, "--address", f"127.0.0.1:{one.port}", "--start")
+    invitation, enrolments = one.server / "invitation.toml", one.root / "enrolments"
+    files = ("--invitation", invitation, "--run", run, "--enrolments", enrolments)
+    one.silotune("client", "init", *one.silos, *files)
     one.silotune("server", "enrol", one.server, *(one.root / "enrolments").iterdir())
     try:
         one.silotune("client", "start", *one.silos)
