@@ -34,7 +34,8 @@ from flwr.supercore.interceptors import (
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.first_look import trouble_with
-from silotune.logs import event
+from client.node_limits import limit_messages, limited_client
+from silotune.logs import event, why
 
 __all__ = ["NodeSettings", "pinned_context", "run_node"]
 
@@ -131,6 +132,8 @@ def run_node(settings: NodeSettings, on_ready: Callable[[], None]) -> None:
         on_ready()
 
     vars(known)["set_node_id"] = connected
+    store = state.objectstore_factory.store()
+    vars(flower)["pull_objects"] = limit_messages(vars(flower)["pull_objects"], store, _refused)
     # Its pauses are written into it.
     vars(flower)["time"] = SimpleNamespace(sleep=_Pauses(known).sleep)
     vars(http_retry)["MAX_RETRY_DELAY"] = _RETRY_MAX
@@ -226,14 +229,15 @@ def _pin(settings: NodeSettings, contact: int) -> type[FleetHttpClient]:
         with contextlib.suppress(OSError):
             os.pwrite(contact, f"{time.time():<24.3f}".encode("ascii"), 0)
 
-    class Pinned(FleetHttpClient):
-        def __init__(self, base_url: str, **options: Any) -> None:
-            context = pinned_context(settings.ca, settings.certificate_sha256)
-            super().__init__(base_url, **(options | {"verify": context}))
-            self._client.event_hooks["response"].append(heard)
+    client = limited_client(
+        lambda: pinned_context(settings.ca, settings.certificate_sha256), heard, _refused
+    )
+    vars(connection)["FleetHttpClient"] = client
+    return client
 
-    vars(connection)["FleetHttpClient"] = Pinned
-    return Pinned
+
+def _refused(error: Exception) -> None:
+    event("refused", logging.WARNING, **why(error, sees_data=False))
 
 
 def _deactivate(

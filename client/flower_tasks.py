@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.app import Message
-from flwr.app.message import remove_content_from_message
+from flwr.app import Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import SubStatus
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import ObjectTree
@@ -51,6 +51,9 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
+
+from silotune.bundle import FOREIGN
+from silotune.errors import MessageError
 
 __all__ = ["serve"]
 
@@ -95,7 +98,7 @@ def serve(
             try:
                 found = acquirer.AcquireTask(asked)
                 if found.HasField("task") and found.token:
-                    _one_task(path, found.token, answer, limit)
+                    _one_task(path, found.token, answer, limit, trouble)
                     continue
             except httpx.TransportError:
                 # The node is being started again.
@@ -116,7 +119,13 @@ def _client(path: Path, interceptor: Any) -> RuntimeHttpClient:
     return client
 
 
-def _one_task(path: Path, token: str, answer: Callable[[Message], Message], limit: int) -> None:
+def _one_task(
+    path: Path,
+    token: str,
+    answer: Callable[[Message], Message],
+    limit: int,
+    trouble: Callable[[Exception], None],
+) -> None:
     client = _client(path, RuntimeTokenHttpInterceptor(token))
     with contextlib.closing(client), _alive(client):
         ended = SubStatus.FAILED
@@ -129,6 +138,9 @@ def _one_task(path: Path, token: str, answer: Callable[[Message], Message], limi
             TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
             TaskIdentity.node_id = node.node_id
             message = _pull(client, node, given.run.run_id, limit)
+            if given.run.fab_id == FOREIGN:
+                trouble(MessageError("the run was started with an app bundle that is not ours."))
+                message = make_message(metadata=message.metadata, content=RecordDict())
             _push(client, answer(message), node)
             ended = SubStatus.COMPLETED
         finally:
@@ -194,9 +206,12 @@ def _pull(client: RuntimeHttpClient, node: Node, run: int, limit: int) -> Messag
         with contextlib.suppress(httpx.HTTPError):
             confirm(tree.object_id)
         return bare
-    # A message does not hold its own number.
-    message.metadata.__dict__["_message_id"] = tree.object_id
-    return message
+    # What it says of itself inside, sender and run, is not what the node was told: left aside.
+    return make_message(metadata=bare.metadata, content=_content(message))
+
+
+def _content(message: Message) -> RecordDict:
+    return message.content if message.has_content() else RecordDict()
 
 
 def _refuse_many_parts(tree: ObjectTree) -> None:

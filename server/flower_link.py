@@ -6,18 +6,17 @@ by TLS, past `server.listener`.
 """
 
 import contextlib
-import hashlib
-import io
 import threading
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from flwr.app import Message
-from flwr.common.constant import TRANSPORT_TYPE_GRPC_RERE, SubStatus
+from flwr.app import Error, Message
+from flwr.app.message import make_message
+from flwr.app.metadata import Metadata
+from flwr.common.constant import TRANSPORT_TYPE_GRPC_RERE, ErrorCode, SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -45,6 +44,9 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
+from server.link_limits import limit_replies
+from silotune import bundle
+
 _Client = TypeVar("_Client", bound=ProtobufClient)
 
 __all__ = ["BUNDLE", "RUN_ENDED", "Control", "Node", "link_app", "next_task", "task_grid"]
@@ -61,35 +63,7 @@ _RETRY_MAX = 2
 _UPLOAD_IDLE = 60
 """Seconds without a piece of a message, after which what its sender left behind is given up.
 Flower's own is 180, and the run waits for it."""
-_PROJECT = """\
-[project]
-name = "silotune"
-version = "1.0.0"
-description = "Holds no code: both sides run what they have installed."
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "silotune"
-
-[tool.flwr.app.components]
-serverapp = "server.server_app:app"
-clientapp = "client.client_app:app"
-
-[tool.flwr.app.config]
-run = ""
-"""
-
-
-def _bundle() -> Fab:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        # A fixed time: the same bytes, so the same digest, on every aggregator.
-        archive.writestr(zipfile.ZipInfo("pyproject.toml"), _PROJECT)
-    data = content.getvalue()
-    return Fab(hashlib.sha256(data).hexdigest(), data, {})
-
-
-BUNDLE = _bundle()
+BUNDLE = Fab(bundle.BUNDLE_SHA256, bundle.BUNDLE, {})
 """The app bundle that Flower asks for. It holds no code."""
 
 
@@ -104,6 +78,9 @@ def link_app(database: Path, secret: bytes) -> Any:
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
     from flwr.superlink.main import create_app
+    from flwr.superlink.servicer.fleet import fleet_handlers
+
+    limit_replies(fleet_handlers)
 
     vars(sql_corestate)["OBJECT_PUSH_SESSION_TTL_SECONDS"] = _UPLOAD_IDLE
     settings = SuperLinkLifespanConfig(
@@ -226,7 +203,35 @@ class _SocketGrid(HttpGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Yield replies as they come: one that is still being sent holds up no other."""
         for message_id in sorted(message_ids):
-            yield from super().pull_messages([message_id])
+            yield from self._replies(message_id)
+
+    def _replies(self, message_id: str) -> Iterator[Message]:
+        try:
+            for reply in super().pull_messages([message_id]):
+                # What it says inside is the sender's; what was asked for is what it answers.
+                if reply.metadata.reply_to_message_id != message_id:
+                    raise ValueError("a reply to something else")  # noqa: TRY301  # as any other
+                yield reply
+        except httpx.HTTPError:
+            raise
+        except Exception:  # noqa: BLE001  # whatever it is, it was the sender's making
+            yield _malformed(message_id)
+
+
+def _malformed(message_id: str) -> Message:
+    metadata = Metadata(
+        run_id=TaskIdentity.run_id,
+        message_id="",
+        src_node_id=0,
+        dst_node_id=0,
+        reply_to_message_id=message_id,
+        group_id="",
+        created_at=0.0,
+        ttl=0.0,
+        message_type="",
+    )
+    error = Error(ErrorCode.UNKNOWN, "the reply is not a message.")
+    return make_message(metadata=metadata, error=error)
 
 
 @contextlib.contextmanager
