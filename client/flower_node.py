@@ -175,7 +175,9 @@ class _Pauses:
         open_tasks = self._state.get_tasks(
             statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]
         )
-        return "" if open_tasks else "a message without answer, and nobody works on it"
+        # One that is there to be sent is an answer: the next pause would be the next message's.
+        done = open_tasks or self._unsent()
+        return "" if done else "a message without answer, and nobody works on it"
 
     def _unsent(self) -> str:
         with self._state.lock_msg_store:

@@ -184,7 +184,8 @@ def _pull(client: RuntimeHttpClient, node: Node, run: int, limit: int) -> Messag
         nonlocal left
         content = pull(object_id)
         left -= len(content)
-        if left < 0:
+        # An empty part: the node took no more of it.
+        if left < 0 or len(content) < 2:
             raise _TooLargeError
         return content
 

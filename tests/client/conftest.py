@@ -26,6 +26,7 @@ from silotune.models.prefix import FrozenPrefix
 from silotune.models.text_model import Head, ModelConfig, TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
+from tests.client.real_node import daemon, node  # noqa: F401  # fixtures
 
 WORDS, NUMERIC, LONGEST = 50, 3, 12
 SHAPE = {

@@ -11,14 +11,26 @@ DOOR = ROOT / "client" / "door.py"
 APP = ROOT / "client" / "client_app.py"
 NODE = ROOT / "client" / "flower_node.py"
 LIMITS = ROOT / "client" / "node_limits.py"
+FIRST_LOOK = ROOT / "client" / "first_look.py"
 TASKS = ROOT / "client" / "flower_tasks.py"
 DAEMON = ROOT / "client" / "daemon.py"
 # Who may know Flower: the door makes messages; the app and the daemon hand them to it.
-KNOW_FLOWER = {DOOR, APP, NODE, LIMITS, TASKS}
+KNOW_FLOWER = {DOOR, APP, NODE, LIMITS, TASKS, DAEMON}
 # What may carry bytes, and what it then must not know: anything of the silo.
-MAY_CARRY = {NODE: {"httpx", "socket"}, LIMITS: {"httpx"}, TASKS: {"httpx"}}
-# Constants and kinds of errors, and what limits the node.
-MAY_KNOW = ("silotune.bundle", "silotune.errors", "client.node_limits")
+MAY_CARRY = {
+    NODE: {"httpx", "socket"},
+    LIMITS: {"httpx"},
+    FIRST_LOOK: {"httpx"},
+    TASKS: {"httpx"},
+}
+# Constants, kinds of errors, the process's log, and each other.
+MAY_KNOW = (
+    "silotune.bundle",
+    "silotune.errors",
+    "silotune.logs",
+    "client.node_limits",
+    "client.first_look",
+)
 # Whatever can carry bytes to another machine.
 CARRIERS = {
     "asyncio",
@@ -105,7 +117,14 @@ def test_what_the_node_carries_is_the_doors_answer():
     assert [k.arg for k in ended.keywords] == ["sub_status"]
     (served,) = _calls(_tree(DAEMON), "serve")
     (answer,) = [k for k in served.keywords if k.arg == "answer"]
-    assert ast.unparse(answer.value) == "lambda message: respond(message, lambda: place)"
+    assert ast.unparse(answer.value) == "answer"
+    (made,) = [
+        f for f in ast.walk(_tree(DAEMON)) if isinstance(f, ast.FunctionDef) and f.name == "answer"
+    ]
+    lines = [ast.unparse(n) for n in made.body]
+    assert lines[0] == "made = respond(message, lambda: place)"
+    assert lines[-1] == "return made"
+    assert not [n for n in ast.walk(made) if isinstance(n, ast.Assign)][1:]
 
 
 @pytest.mark.parametrize("path", sorted({*KNOW_FLOWER, DAEMON}), ids=lambda p: p.name)
