@@ -3,7 +3,7 @@
 import math
 import time
 
-__all__ = ["clock", "counted", "day", "duration", "epsilon", "fixed", "size", "spread"]
+__all__ = ["clock", "counted", "day", "duration", "epsilon", "fixed", "remainder", "size", "spread"]
 
 _NONE = "–"
 
@@ -64,6 +64,15 @@ def epsilon(value: float | None) -> str:
     ('1.235', '–')
     """
     return _NONE if value is None else f"{math.ceil(round(value * 1000, 6)) / 1000:.3f}"
+
+
+def remainder(value: float | None) -> str:
+    """Return what is left of an ε: three decimals, rounded down.
+
+    >>> remainder(1.2349), remainder(0.0), remainder(None)
+    ('1.234', '0.000', '–')
+    """
+    return _NONE if value is None else f"{math.floor(round(value * 1000, 6)) / 1000:.3f}"
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
