@@ -263,6 +263,20 @@ def _deactivate(
             NodeAuthHttpInterceptor(key, key.public_key()),
         ],
     )
-    # It may be offline already, or the aggregator away.
-    with contextlib.closing(client), contextlib.suppress(httpx.HTTPError):
-        client.DeactivateNode(DeactivateNodeRequest(node_id=int(before)))
+    with contextlib.closing(client):
+        while True:
+            try:
+                client.DeactivateNode(DeactivateNodeRequest(node_id=int(before)))
+            except httpx.TransportError as error:
+                # Away. When it is back, it would refuse this node if it had not been told.
+                if not _is_of_tls(error):
+                    time.sleep(_SLEEP)
+                    continue
+            except httpx.HTTPError:
+                # It is offline already.
+                pass
+            return
+
+
+def _is_of_tls(error: Exception) -> bool:
+    return any(word in str(error).lower() for word in ("certificate", "ssl", "tls"))

@@ -199,9 +199,10 @@ def _pull(client: RuntimeHttpClient, node: Node, run: int, limit: int) -> Messag
             max_concurrent_pulls=1,
             max_time=_WHOLE,
         )
-    except ObjectPullError:
+    except (ObjectPullError, httpx.TransportError):
         # The node never got the rest: of a run that ended meanwhile, it keeps the task and the
-        # head. Nobody waits for an answer, and those behind it do.
+        # head. Nobody waits for an answer, and those behind it do. Or the node is gone: the
+        # aggregator asks again, and a refusal in its place would be the last word.
         raise
     except Exception:  # noqa: BLE001  # whatever it is, it was the sender's making
         with contextlib.suppress(httpx.HTTPError):
