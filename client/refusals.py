@@ -36,6 +36,8 @@ _LIMITS = frozenset(
     {
         "delta",
         "server",
+        "run",
+        "round",
         "task",
         "base_digest",
         "private",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from client import measure
+from client.accepted import refuse_backwards
 from client.parameters import PlainParameters, PrivateParameters
 from client.prepared import PreparedExamples
 from client.self_check import check_once
@@ -145,6 +146,7 @@ class Silo:
         stored = self._gate.again(request)
         if stored is not None:
             return stored
+        refuse_backwards(self.ledger.entries, self._about(what), request)
         # Before the charge: a model whose gradients cannot be trusted shall cost nothing.
         gradients = UserGradients(model)
         try:
@@ -218,6 +220,7 @@ class Silo:
         stored = self._gate.again(request)
         if stored is not None:
             return stored
+        refuse_backwards(self.ledger.entries, self._about(what), request)
         reservation = self.ledger.reserve(
             request,
             [plan.event],
@@ -240,8 +243,15 @@ class Silo:
         )
 
     def _about(self, what: TrainRequest | MetricsRequest) -> dict[str, str | int]:
-        # For people who read the ledger.
-        return {"job": what.job, "round": what.round, "task": what.task, "server": self._server}
+        # For people who read the ledger, and for the order of rounds.
+        release = "metrics" if isinstance(what, MetricsRequest) else "update"
+        return {
+            "job": what.job,
+            "round": what.round,
+            "task": what.task,
+            "server": self._server,
+            "release": release,
+        }
 
     def _declare(self, model: TextModel, mechanism: str, what: TrainRequest) -> Declaration:
         return Declaration(

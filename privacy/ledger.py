@@ -181,7 +181,9 @@ class Ledger:
         return self._chain.append("release", body)
 
     def settle(self, reservation: int) -> None:
-        """Record that the payload of ``reservation`` was handed over."""
+        """Record that the payload of ``reservation`` was handed over; once."""
+        if any(e.kind == "settle" and e.body["reservation"] == reservation for e in self.entries):
+            return
         self._chain.append("settle", {"reservation": reservation})
 
     def accept_clock(self) -> None:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from silotune.config import config
 from silotune.errors import ConfigError, PolicyError
 
-__all__ = ["Ask", "Policy"]
+__all__ = ["ANY_RUN", "Ask", "Policy"]
+
+ANY_RUN = "any"
+"""In `Policy.runs`: whatever run is inside the other limits."""
 
 _METRICS = ("scores", "errors")
 
@@ -26,6 +29,8 @@ class Policy:
     """Base models whose adapters may be trained; 'none' for models without text."""
     servers: tuple[str, ...]
     """Identities of the aggregators that may ask."""
+    runs: tuple[str, ...] = (ANY_RUN,)
+    """Digests of the run files whose requests are answered, or 'any'."""
     tasks: tuple[str, ...] = ("promotion-response",)
     """Names of the tasks that may be trained."""
     noise_multiplier_min: float = 0.5

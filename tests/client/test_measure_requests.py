@@ -122,15 +122,18 @@ def test_a_repeated_request_gets_the_same_bytes_and_scores_nothing(measuring, mo
     with make() as one:
         assert torch.equal(one.measure(ask, adapter, model).vector(), first)
         assert len(one.ledger.events()) == 1
-        # One number another: a new request, charged anew.
+        # Another round: a new request, charged anew. One number another: not a second time.
         monkeypatch.undo()
+        later = replace(ask, round=2)
+        assert not torch.equal(one.measure(later, adapter, model).vector(), first)
         for other, vector in (
-            (replace(ask, round=2), adapter),
-            (replace(ask, metrics=ask.metrics | {"negative_weight": 0.5}), adapter),
+            (replace(later, metrics=ask.metrics | {"negative_weight": 0.5}), adapter),
+            (later, adapter + 1e-3),
             (ask, adapter + 1e-3),
         ):
-            assert not torch.equal(one.measure(other, vector, model).vector(), first)
-        assert len(one.ledger.events()) == 4
+            with pytest.raises(PolicyError, match="comes after"):
+                one.measure(other, vector, model)
+        assert len(one.ledger.events()) == 2
 
 
 @pytest.mark.parametrize("crash", [ZeroDivisionError, KeyboardInterrupt])

@@ -81,14 +81,26 @@ def test_a_repeated_request_gets_the_stored_release_and_trains_nothing(training,
     with make() as one:
         assert torch.equal(one.train(ask, start, model).vector(), first)
         assert len(one.ledger.events()) == 1
-        # One number of the request or the adapter another: a new request, charged anew.
+        # Another job: a new request, charged anew.
         monkeypatch.undo()
+        assert not torch.equal(one.train(replace(ask, job="b"), start, model).vector(), first)
+        assert len(one.ledger.events()) == 2
+
+
+def test_a_job_goes_forward_only(training):
+    make, ask, model = training
+    start = model.adapter()
+    with make() as one:
+        one.train(replace(ask, round=1), start, model)
         for other, adapter in (
-            (replace(ask, private=ask.private | {"learning_rate": 0.25}), start),
-            (ask, start + 1e-3),
+            (replace(ask, round=1, private=ask.private | {"learning_rate": 0.25}), start),
+            (replace(ask, round=1), start + 1e-3),
+            (replace(ask, round=0), start),
         ):
-            assert not torch.equal(one.train(other, adapter, model).vector(), first)
-        assert len(one.ledger.events()) == 3
+            with pytest.raises(PolicyError, match="comes after 1") as caught:
+                one.train(other, adapter, model)
+            assert caught.value.limits == ("round",)
+        assert len(one.ledger.events()) == 1
 
 
 def test_a_stored_release_that_was_changed_stays_in_the_silo(training, tmp_path):
