@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Literal
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from silotune.errors import MessageError, SilotuneError
@@ -48,6 +48,8 @@ class RoundOptions:
     """Seconds of silence after which a node is asked again; doubles each time."""
     stop: Event = field(default_factory=Event)
     """Set by whoever started the run to end it between two looks for replies."""
+    update_norm_max: float = 1e4
+    """L2 norm above which an update is not folded in."""
     poll: float = 0.02
     """Seconds between two looks for replies, at first; grows to a second while none come."""
 
@@ -271,7 +273,8 @@ class _Exchange:
         if again or new:
             self._ask([*again, *new])
 
-    def _count(self, reason: str) -> None:
+    def _count(self, said: str) -> None:
+        reason = "".join(c if c.isprintable() else "?" for c in said)  # a terminal may obey it
         self._tally.failures[reason] = self._tally.failures.get(reason, 0) + 1
 
 
@@ -286,10 +289,9 @@ def _seconds(when: str) -> float:
 
 def _digest(content: RecordDict) -> str:
     digest = hashlib.sha256()
-    for record in content.values():
-        if isinstance(record, ArrayRecord):
-            for array in record.values():
-                digest.update(array.numpy().tobytes())
+    for record in content.array_records.values():
+        for array in record.values():
+            digest.update(array.numpy().tobytes())
     return digest.hexdigest()
 
 

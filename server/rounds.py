@@ -12,6 +12,7 @@ from server.evaluation import is_due, measure_round
 from server.exchange import RoundOptions, Tally, ask_all, refuse_below_quorum, wait_for
 from server.run_store import RunStore
 from silotune.encoding import encoded_size
+from silotune.errors import MessageError
 from silotune.federation import Job
 from silotune.messages import TrainRequest, read_reply, request
 from silotune.models.text_model import TextModel
@@ -108,7 +109,10 @@ def _one_round(
     mean = StreamingMean(adapter_D.numel())
 
     def fold(content: RecordDict) -> None:
-        mean.add(read_reply(content, mean.size, "update", what.encoding))
+        update_D = read_reply(content, mean.size, "update", what.encoding)
+        if not update_D.double().norm() <= options.update_norm_max:
+            raise MessageError("the update's norm is above update_norm_max.")
+        mean.add(update_D)
 
     tally = ask_all(
         grid,

@@ -43,6 +43,9 @@ class RunFile:
     """Seconds of silence after which a merchant is asked again; doubles each time. One whose
     processes were started again is asked at once."""
 
+    update_norm_max: float = 1e4
+    """L2 norm above which a merchant's update is dropped: what one merchant can do at most."""
+
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
         if not _NAME.fullmatch(self.job.name):
@@ -57,9 +60,9 @@ class RunFile:
             raise ConfigError(
                 f"cohort_min is {self.cohort_min}; it must be 1 to nodes, {self.nodes}."
             )
-        for name in ("deadline", "ask_again"):
+        for name in ("deadline", "ask_again", "update_norm_max"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be > 0 seconds.")
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be > 0 and finite.")
 
     def options(self, stop: Event) -> RoundOptions:
         """Return when rounds start and end."""
@@ -69,6 +72,7 @@ class RunFile:
             cohort_min=self.cohort_min,
             deadline=self.deadline,
             ask_again=self.ask_again,
+            update_norm_max=self.update_norm_max,
             stop=stop,
         )
 
