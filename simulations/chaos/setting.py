@@ -39,7 +39,7 @@ rounds = {rounds}
 epsilon = 50.0
 
 [job.private]
-noise_multiplier = 4.0
+noise_multiplier = 12.0
 clip_norm = 4.0
 sampling_rate = 0.1
 examples_per_user = 8
@@ -58,8 +58,9 @@ class Setting:
     seed: int
     gap: float
     """Mean seconds between two kills."""
-    users: int = 60
-    steps: int = 100
+    users: int = 400
+    steps: int = 800
+    """Users and steps make seconds of training, so that kills fall into it."""
 
     @property
     def interval(self) -> float:
@@ -91,8 +92,9 @@ def make(folder: Path, setting: Setting) -> list[Host]:
     for silo in silos:
         policy = silo / "policy.toml"
         kept = policy.read_text(encoding="utf-8")
-        asked = f"reply_interval = {setting.interval}"
-        policy.write_text(kept.replace("reply_interval = 0.0", asked), encoding="utf-8")
+        kept = kept.replace("reply_interval = 0.0", f"reply_interval = {setting.interval}")
+        kept = kept.replace("steps_max = 100", f"steps_max = {setting.steps}")
+        policy.write_text(kept, encoding="utf-8")
     silotune("client", "enrol", *silos, "--out", folder / "enrolments")
     hosts = [Host("server", aggregator), *(Host("client", silo) for silo in silos)]
     started(hosts[:1])
