@@ -6,7 +6,6 @@ Shape suffixes: E examples, K outputs, D numbers.
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from client.prepared import PreparedExamples
@@ -17,6 +16,7 @@ from silotune.config import from_mapping
 from silotune.errors import ConfigError
 from silotune.messages import MetricsRequest
 from silotune.models.text_model import TextModel
+from silotune.tasks.objective import Objective
 
 __all__ = ["MECHANISM", "ask_of", "measured", "norm_limit", "plan_of"]
 
@@ -24,8 +24,16 @@ MECHANISM = "discrete-gaussian"
 """How `privacy.metrics` draws its noise, always."""
 
 
-def plan_of(numbers: Mapping[str, float], model: TextModel) -> MetricsPlan:
-    """Return the plan that a request spells out. Raises ConfigError if it is none for ``model``."""
+def plan_of(numbers: Mapping[str, float], model: TextModel, objective: Objective) -> MetricsPlan:
+    """Return the plan that a request spells out.
+
+    Raises:
+        ConfigError: it is none for ``model``, or the task's outcome is no yes or no.
+    """
+    if not objective.private_histograms:
+        raise ConfigError(
+            "request.metrics: are of yes-or-no tasks only; this one has no such sums."
+        )
     plan = from_mapping(MetricsPlan, numbers, where="request.metrics")
     outputs = model.head.score.out_features
     if plan.outputs != outputs:
@@ -62,9 +70,8 @@ def measured(
     The caller has charged ``plan.event``. Chances, not logits, enter the sums.
     """
     rows = data.examples.rows(test=True)
-    logit_EK = torch.from_numpy(data.scores(model, rows))
     return noised_metrics(
-        logit_EK.double().sigmoid().numpy(),
+        data.examples.objective.scores(data.scores(model, rows)),
         data.examples.label_EK[rows],
         data.examples.user_E[rows],
         plan,

@@ -28,6 +28,7 @@ from silotune.models.batching import token_batches
 from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, Task
+from silotune.tasks.objective import Objective
 
 __all__ = ["Batch", "PreparedExamples", "Work", "load_or_prepare", "prepare"]
 
@@ -106,7 +107,7 @@ def load_or_prepare(
     digest = hashlib.sha256(repr((task, tables, made_by)).encode()).hexdigest()[:32]
     cache = silo.path / "cache"
     path = cache / f"examples-{digest}.npz"
-    prepared = _from_arrays(load_arrays(path))
+    prepared = _from_arrays(load_arrays(path), task.objective)
     if prepared is None:
         fresh = prepare(task.build(silo), model, cache, passes=passes, work=work)
         save_arrays(path, _arrays(fresh))
@@ -115,7 +116,9 @@ def load_or_prepare(
     return _with_prefix(prepared, model, cache, passes, work)
 
 
-def _from_arrays(arrays: dict[str, NDArray[Any]] | None) -> PreparedExamples | None:
+def _from_arrays(
+    arrays: dict[str, NDArray[Any]] | None, objective: Objective
+) -> PreparedExamples | None:
     if arrays is None:
         return None
     examples = Examples(
@@ -127,6 +130,7 @@ def _from_arrays(arrays: dict[str, NDArray[Any]] | None) -> PreparedExamples | N
         visit_E=arrays["visit_E"],
         group=arrays["group"].tolist(),
         test_E=arrays["test_E"],
+        objective=objective,
     )
     ids_N = torch.from_numpy(arrays["ids_N"]) if len(arrays["ids_N"]) else None
     return PreparedExamples(

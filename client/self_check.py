@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from client.prepared import Batch
 from privacy.gradient_check import check_gradients
 from privacy.gradients import UserGradients
 from silotune.models.text_model import TextModel
+from silotune.tasks.objective import Objective
 
 __all__ = ["check_once"]
 
@@ -17,31 +18,31 @@ _LENGTHS = (3, 8, 5)
 """Tokens of the made-up examples; no two padded alike, none as many as there are examples."""
 _USERS = (1, 0, 1)
 
-_checked: WeakKeyDictionary[TextModel, tuple[str, str, int]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[TextModel, tuple[str, str, int, Objective]] = WeakKeyDictionary()
 
 
-def check_once(model: TextModel, gradients: UserGradients) -> None:
+def check_once(model: TextModel, gradients: UserGradients, objective: Objective) -> None:
     """Check ``gradients`` on ``model`` unless this process has seen the same model pass.
 
     Args:
         model: its adapter is moved for the check and put back.
         gradients: attached to it.
+        objective: its loss.
 
     Raises:
         PrivacyError: as `privacy.gradient_check.check_gradients`.
     """
     device = next(model.parameters()).device
     # A layer put into training mode may drop out or keep statistics.
-    kind = (model.layout.digest, str(device), sum(m.training for m in model.modules()))
+    training = sum(m.training for m in model.modules())
+    kind = (model.layout.digest, str(device), training, objective)
     if _checked.get(model) == kind:
         return
-    whole = _made_up(model, device)
+    whole = _made_up(model, device, objective)
 
     def loss_of(rows: Sequence[int]) -> Tensor:
         batch = _rows(whole, list(rows))
-        return nn.functional.binary_cross_entropy_with_logits(
-            batch.logits(model), batch.label_EK, reduction="sum"
-        )
+        return objective.loss(batch.logits(model), batch.label_EK)
 
     check_gradients(
         model, gradients, loss_of, torch.tensor(_USERS, device=device), precision=model.precision
@@ -49,12 +50,12 @@ def check_once(model: TextModel, gradients: UserGradients) -> None:
     _checked[model] = kind
 
 
-def _made_up(model: TextModel, device: torch.device) -> Batch:
+def _made_up(model: TextModel, device: torch.device, objective: Objective) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    count, outputs = len(_LENGTHS), model.head.score.out_features
+    count = len(_LENGTHS)
     text = 0 if model.backbone is None else len(model.head.centre_H)
     numeric_EF = torch.rand(count, model.head.score.in_features - text, generator=generator)
-    label_EK = torch.rand(count, outputs, generator=generator).round()
+    label_EK = objective.made_up_labels(count, generator)
     if model.backbone is None:
         return Batch(None, None, None, numeric_EF.to(device), None, label_EK.to(device))
     words = int(model.backbone.get_input_embeddings().num_embeddings)

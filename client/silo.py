@@ -110,7 +110,7 @@ class Silo:
             MessageError: the adapter or the base is not the agreed one.
             PolicyError: the request is outside the policy. Nothing was scored or charged.
             BudgetError: it would pass the budget. Nothing was scored or charged.
-            ConfigError: the plan is out of range, or for another number of outputs.
+            ConfigError: the plan is out of range, or not for this task.
             EgressError: the release is not what it must be; it stays, the charge too.
         """
         began = time.monotonic()
@@ -150,7 +150,7 @@ class Silo:
         # Before the charge: a model whose gradients cannot be trusted shall cost nothing.
         gradients = UserGradients(model)
         try:
-            check_once(model, gradients)
+            check_once(model, gradients, self._data.examples.objective)
         finally:
             gradients.remove()
         event = GaussianEvent(
@@ -205,7 +205,7 @@ class Silo:
         )
 
     def _measure(self, what: MetricsRequest, adapter_D: Tensor, model: TextModel) -> Outgoing:
-        plan = measure.plan_of(what.metrics, model)
+        plan = measure.plan_of(what.metrics, model, self._data.examples.objective)
         self._policy.check(
             measure.ask_of(
                 what,

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from client.prepared import PreparedExamples
 from client.self_check import check_once
@@ -80,7 +80,8 @@ def train_plain(
     batches = _endless(rows, settings.batch_size, generator)
     for _ in range(steps):
         batch = data.batch(next(batches), device)
-        loss = nn.functional.binary_cross_entropy_with_logits(batch.logits(model), batch.label_EK)
+        summed = data.examples.objective.loss(batch.logits(model), batch.label_EK)
+        loss = summed / len(batch.label_EK)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
@@ -144,7 +145,7 @@ def train_private(
     start_D = adapter_D = model.adapter()
     gradients = UserGradients(model)
     try:
-        check_once(model, gradients)
+        check_once(model, gradients, data.examples.objective)
         for _ in range(steps):
             chosen = poisson_users(len(rows_U), settings.sampling_rate, source)
             sample = [cap_examples(rows_U[u], settings.examples_per_user, source) for u in chosen]
@@ -193,9 +194,7 @@ def _user_gradients(
             batch = data.batch(batch_rows, device)
             user_E = torch.from_numpy(owner[batch_rows]).to(device)
             with gradients.collect(user_E, len(part), into=total_UD):
-                loss = nn.functional.binary_cross_entropy_with_logits(
-                    batch.logits(model), batch.label_EK, reduction="sum"
-                )
+                loss = data.examples.objective.loss(batch.logits(model), batch.label_EK)
                 torch.autograd.backward(loss)
             total_UD = gradients.take()
         if total_UD is not None:

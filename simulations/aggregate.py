@@ -31,6 +31,8 @@ __all__ = [
 METRICS = {
     "auc": "AUC",
     "log_loss": "Log loss",
+    "mae": "Mean error",
+    "accuracy": "Accuracy",
     "calibration_error": "Calibration error",
     "ndcg": "NDCG@10",
     "recall": "Recall@10",

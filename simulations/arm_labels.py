@@ -20,6 +20,7 @@ GROUPS: dict[Group, str] = {
 
 _BASELINES = {
     "popularity": "Popularity",
+    "rfm-rules": "RFM rules, each merchant alone",
     "logistic-local": "Logistic, each merchant alone",
     "logistic-pooled": "Logistic, pooled data",
     "local-only": "LoRA, each merchant alone",

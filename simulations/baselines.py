@@ -1,12 +1,14 @@
 """What simple methods score on the same examples: the numbers a language model must beat.
 
 Each learns from training rows alone and returns logits of the test rows, in the order of
-``examples.rows(test=True)``. None is private.
+``examples.rows(test=True)``: one column for a yes or no, one for each class, or values between
+the bounds. None is private.
 
-Shape suffixes: E examples, F numeric features, G groups.
+Shape suffixes: E examples, F numeric features, G groups, K outputs, C classes that were seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +16,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from silotune.tasks.base import Examples
-from silotune.tasks.metrics import log_loss
+from silotune.tasks.objective import Classes
 
-__all__ = ["logistic", "popularity"]
+__all__ = ["METHODS", "Method", "logistic", "popularity"]
+
+Method = Callable[[Sequence[Examples]], Sequence[NDArray[np.float64]]]
+"""From the examples of every merchant to the logits, (E, K), of every merchant's test rows."""
 
 _Floats = NDArray[np.float64]
 
@@ -28,22 +33,29 @@ _FOLDS = 5
 
 
 def popularity(examples: Examples) -> _Floats:
-    """Score an example by how often its group was taken up in the training rows.
+    """Score an example by what its group did in the training rows, (E, K).
 
-    The group's rate is drawn towards the overall rate, which counts as ten further rows; a
-    group that training never saw has the overall rate.
+    The group's rate, or that of each class, is drawn towards the overall rate, which counts as
+    ten further rows; a group that training never saw has the overall rate.
     """
     train, test = examples.rows(test=False), examples.rows(test=True)
     _, group_E = np.unique(np.asarray(examples.group, dtype=object), return_inverse=True)
-    label_E = examples.label_EK[train, 0].astype(np.float64)
+    label_EK = examples.label_EK[train].astype(np.float64)
     seen_G = np.bincount(group_E[train], minlength=len(examples))
-    taken_G = np.bincount(group_E[train], weights=label_E, minlength=len(examples))
-    rate_G = (taken_G + _PRIOR_ROWS * _overall_rate(label_E)) / (seen_G + _PRIOR_ROWS)
-    return _logit(rate_G[group_E[test]])
+    columns = []
+    for label_E in label_EK.T:
+        taken_G = np.bincount(group_E[train], weights=label_E, minlength=len(examples))
+        rate_G = (taken_G + _PRIOR_ROWS * _overall_rate(label_E)) / (seen_G + _PRIOR_ROWS)
+        columns.append(rate_G[group_E[test]])
+    rate_EK = np.stack(columns, axis=1)
+    # Softmax turns logarithms of rates into the rates over their sum.
+    return np.log(rate_EK) if _classes(examples) else _logit(rate_EK)
 
 
 def logistic(examples_list: Sequence[Examples], *, pooled: bool) -> list[_Floats]:
-    """Score by logistic regression on the numeric features; one array per merchant.
+    """Score by logistic regression on the numeric features; one array (E, K) per merchant.
+
+    Several classes: multinomial.
 
     The penalty is the one with the least log loss in cross-validation on the training rows,
     in which all rows of a user lie in the same fold. A merchant whose training rows are all
@@ -55,54 +67,101 @@ def logistic(examples_list: Sequence[Examples], *, pooled: bool) -> list[_Floats
             without seeing the others' customers; False: one per merchant, on its own.
     """
     if pooled:
-        model = _fit_chosen(examples_list)
-        return [_predict(model, e.numeric_EF[e.rows(test=True)]) for e in examples_list]
-    return [_predict(_fit_chosen([e]), e.numeric_EF[e.rows(test=True)]) for e in examples_list]
+        fitted = _fit_chosen(examples_list)
+        return [fitted.logits(e.numeric_EF[e.rows(test=True)]) for e in examples_list]
+    return [_fit_chosen([e]).logits(e.numeric_EF[e.rows(test=True)]) for e in examples_list]
 
 
-def _fit_chosen(examples_list: Sequence[Examples]) -> LogisticRegression | float:
+METHODS: Mapping[str, Method] = {
+    "popularity": lambda silos: [popularity(e) for e in silos],
+    # Rates of recency × frequency × money: the task's groups.
+    "rfm-rules": lambda silos: [popularity(e) for e in silos],
+    "logistic-local": lambda silos: logistic(silos, pooled=False),
+    "logistic-pooled": lambda silos: logistic(silos, pooled=True),
+}
+"""Simple methods by the name of their arm; a task says which of them are its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A regression, or the same logits for every row where there is one class only."""
+
+    model: LogisticRegression | None
+    constant_K: _Floats
+    """Logits before, or in place of, the regression's: those of classes that it has not seen."""
+
+    def logits(self, numeric_EF: NDArray[np.floating]) -> _Floats:
+        out_EK = np.repeat(self.constant_K[None], len(numeric_EF), axis=0)
+        # scikit-learn refuses an empty array.
+        if self.model is None or not len(numeric_EF):
+            return out_EK
+        found: _Floats = self.model.decision_function(numeric_EF.astype(np.float64))
+        if len(self.constant_K) == 1:
+            return found[:, None]
+        if found.ndim == 1:
+            found = np.stack([np.zeros_like(found), found], axis=1)
+        out_EK[:, self.model.classes_.astype(int)] = found - _log_sum(found)
+        return out_EK
+
+
+def _fit_chosen(examples_list: Sequence[Examples]) -> _Fitted:
     rows = [e.rows(test=False) for e in examples_list]
     pairs = list(zip(examples_list, rows, strict=True))
     numeric_EF = np.concatenate([e.numeric_EF[r] for e, r in pairs]).astype(np.float64)
-    label_E = np.concatenate([e.label_EK[r, 0] for e, r in pairs]).astype(np.float64)
+    label_EK = np.concatenate([e.label_EK[r] for e, r in pairs]).astype(np.float64)
     # The same index means another user in another merchant.
     owner_E2 = np.concatenate(
         [np.stack([np.full(len(r), i), e.user_E[r]], axis=1) for i, (e, r) in enumerate(pairs)]
     )
     _, user_E = np.unique(owner_E2, axis=0, return_inverse=True)
-    return _fit(numeric_EF, label_E, _chosen_penalty(numeric_EF, label_E, user_E))
+    objective = examples_list[0].objective
+
+    def loss(label_EK: _Floats, logits_EK: _Floats) -> float:
+        visits = np.zeros(len(label_EK))
+        return objective.quality(label_EK, logits_EK, visits)["log_loss"]
+
+    penalty = _chosen_penalty(numeric_EF, label_EK, user_E, loss)
+    return _fit(numeric_EF, label_EK, penalty)
 
 
-def _chosen_penalty(numeric_EF: _Floats, label_E: _Floats, user_E: NDArray[np.int64]) -> float:
+def _chosen_penalty(
+    numeric_EF: _Floats,
+    label_EK: _Floats,
+    user_E: NDArray[np.int64],
+    loss: Callable[[_Floats, _Floats], float],
+) -> float:
     folds = min(_FOLDS, np.unique(user_E).size)
-    if folds < 2 or np.unique(label_E).size < 2:
+    if folds < 2 or np.unique(label_EK, axis=0).shape[0] < 2:
         return 1.0
     parts = list(GroupKFold(folds).split(numeric_EF, groups=user_E))
     losses = []
     for penalty in _INVERSE_PENALTIES:
-        logit_E = np.empty(len(label_E))
+        logits_EK = np.empty_like(label_EK)
         for fit, held_out in parts:
-            model = _fit(numeric_EF[fit], label_E[fit], penalty)
-            logit_E[held_out] = _predict(model, numeric_EF[held_out])
-        losses.append(log_loss(label_E, logit_E))
+            fitted = _fit(numeric_EF[fit], label_EK[fit], penalty)
+            logits_EK[held_out] = fitted.logits(numeric_EF[held_out])
+        losses.append(loss(label_EK, logits_EK))
     return _INVERSE_PENALTIES[int(np.argmin(losses))]
 
 
-def _fit(numeric_EF: _Floats, label_E: _Floats, penalty: float) -> LogisticRegression | float:
-    """Return the regression, or a logit for every row where there is one class only."""
-    if np.unique(label_E).size < 2:
-        return float(_logit(np.array(_overall_rate(label_E))))
-    return LogisticRegression(C=penalty, max_iter=1000).fit(numeric_EF, label_E)
+def _fit(numeric_EF: _Floats, label_EK: _Floats, penalty: float) -> _Fitted:
+    several = label_EK.shape[1] > 1
+    rate_K = np.array([_overall_rate(label_E) for label_E in label_EK.T])
+    constant_K = np.log(rate_K) if several else _logit(rate_K)
+    class_E = label_EK.argmax(1) if several else label_EK[:, 0]
+    if np.unique(class_E).size < 2:
+        return _Fitted(None, constant_K)
+    model = LogisticRegression(C=penalty, max_iter=1000).fit(numeric_EF, class_E)
+    return _Fitted(model, constant_K)
 
 
-def _predict(model: LogisticRegression | float, numeric_EF: NDArray[np.floating]) -> _Floats:
-    if isinstance(model, float):
-        return np.full(len(numeric_EF), model)
-    # scikit-learn refuses an empty array.
-    if not len(numeric_EF):
-        return np.empty(0)
-    logit_E: _Floats = model.decision_function(numeric_EF.astype(np.float64))
-    return logit_E
+def _log_sum(logits_EC: _Floats) -> _Floats:
+    out: _Floats = np.logaddexp.reduce(logits_EC, axis=1, keepdims=True)
+    return out
+
+
+def _classes(examples: Examples) -> bool:
+    return isinstance(examples.objective, Classes)
 
 
 def _overall_rate(label_E: _Floats) -> float:

@@ -12,6 +12,7 @@ import torch
 
 from silotune.federation import Federation, Job, build_model
 from silotune.tables.silo_folder import SiloFolder
+from silotune.tasks.base import Examples
 from simulations.flower_engine import run_flower
 from simulations.inline_engine import run_inline
 from simulations.pool import SiloPool
@@ -118,7 +119,9 @@ class Comparison:
             for name, model in (("federated", "text"), ("numeric-federated", "numeric"))
         ]
         for epsilon in private.epsilons:
-            sigma, metrics = noise_for(epsilon, private)
+            histograms = self.scenario.task.objective.private_histograms
+            told = private if histograms else replace(private, metrics_share=0.0)
+            sigma, metrics = noise_for(epsilon, told)
             for prefix, model, rate in (
                 ("federated", "text", private.learning_rate),
                 ("numeric", "numeric", private.numeric_learning_rate),
@@ -171,7 +174,7 @@ class Comparison:
                     "nominal_users": merchants.folders[name].info.nominal_users,
                     "train_examples": len(examples.rows(test=False)),
                     "test_examples": len(examples.rows(test=True)),
-                    "test_positives": int(examples.label_EK[examples.test_E].sum()),
+                    "test_positives": self._positives(examples),
                 }
                 for name, examples in merchants.data.items()
             ],
@@ -180,6 +183,26 @@ class Comparison:
             privacy_note="noise is seeded: this run repeats exactly and is not private"
             if seeded
             else "noise and sampling come from the operating system's cryptographic source",
+        )
+
+        # A run that goes on has said so before.
+        said = {r["message"] for r in self.folder.records() if r["kind"] == "event"}
+        if self._unmeasured and self._unmeasured not in said:
+            self.folder.append({"kind": "event", "message": self._unmeasured})
+
+    def _positives(self, examples: Examples) -> int | None:
+        yes_or_no = self.scenario.task.objective.private_histograms
+        return int(examples.label_EK[examples.test_E].sum()) if yes_or_no else None
+
+    @property
+    def _unmeasured(self) -> str:
+        """Say why the run has no private metrics where it could be expected to."""
+        task, private = self.scenario.task, self.scenario.privacy
+        if task.objective.private_histograms or not (private.epsilons and private.metrics_share):
+            return ""
+        return (
+            "No private metrics: they are histograms of yes-or-no outcomes, which "
+            f"'{task.name}' has not. Training has the whole ε."
         )
 
     @contextmanager

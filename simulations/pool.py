@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from client.trainer import PlainConfig, make_optimizer, train_plain
 from client.worker import Worker, worker_for
@@ -28,7 +28,7 @@ from silotune.tasks.base import Examples
 __all__ = ["Logits", "SiloPool", "prepare", "score", "train_alone", "train_pooled"]
 
 Logits = NDArray[np.float32]
-"""On the test rows of one merchant, in their order."""
+"""On the test rows of one merchant, in their order, (E, K)."""
 
 _federation: Path | None = None
 
@@ -149,8 +149,7 @@ def score(worker: Worker, folder: SiloFolder, model_name: str, adapter_D: Tensor
     """Return the test logits of one merchant under an adapter."""
     model, data = worker.model(model_name), worker.data(folder, model_name)
     model.load_adapter(adapter_D)
-    logits: Logits = data.scores(model, data.examples.rows(test=True))[:, 0]
-    return logits
+    return data.scores(model, data.examples.rows(test=True))
 
 
 def train_pooled(
@@ -177,7 +176,8 @@ def train_pooled(
     for index in generator.choice(len(silos), size=steps, p=share / share.sum()):
         size = min(settings.batch_size, len(rows[index]))
         batch = silos[index].batch(generator.choice(rows[index], size, replace=False), device)
-        loss = nn.functional.binary_cross_entropy_with_logits(batch.logits(model), batch.label_EK)
+        objective = silos[index].examples.objective
+        loss = objective.loss(batch.logits(model), batch.label_EK) / len(batch.label_EK)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

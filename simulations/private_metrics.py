@@ -57,13 +57,14 @@ def records_of(
 
     Args:
         stored: what `server.run_store.RunStore.metrics` gives.
-        silos: examples of each silo and the logits of its test rows, in their order.
+        silos: examples of each silo and the logits of its test rows, in their order, (E, 1).
     """
     plan = from_mapping(MetricsPlan, stored["plan"], where="stored metrics")
     (private,) = measured_quality(dict(stored))
-    total_C = torch.from_numpy(sum(_sums(e, logits, plan) for e, logits in silos))
+    flat = [(e, logits_EK.reshape(-1)) for e, logits_EK in silos]
+    total_C = torch.from_numpy(sum(_sums(e, logits, plan) for e, logits in flat))
     (clear,) = federation_metrics(total_C, plan, 0.0)
-    exact = _exact(silos)
+    exact = _exact(flat)
     for name in FIGURES:
         ours, theirs = _bounds(private, name), _bounds(clear, name)
         yield {

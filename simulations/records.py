@@ -5,7 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["KINDS", "Record", "plain", "problem_of"]
+__all__ = ["KINDS", "ROUND_METRICS", "SCORE_METRICS", "Record", "plain", "problem_of"]
+
+SCORE_METRICS = (
+    "auc",
+    "log_loss",
+    "calibration_error",
+    "accuracy",
+    "mae",
+    "rmse",
+    "ndcg",
+    "recall",
+)
+"""Every metric that a `silotune.tasks.objective.Objective` may give."""
+ROUND_METRICS = ("auc", "log_loss", "mae")
+"""Those that are followed from round to round."""
 
 Record = dict[str, Any]
 
@@ -24,13 +38,13 @@ KINDS: Mapping[str, _Kind] = {
     # Final quality of an arm on one merchant's test rows.
     "score": _Kind(
         needs=_OF_ARM | {"merchant": str},
-        may=("auc", "log_loss", "calibration_error", "ndcg", "recall"),
+        may=SCORE_METRICS,
     ),
     # Means over merchants after a round, bytes over all merchants. Rounds count from 0.
     # `merchants`, a list of names, says which took part in the means; without it: all.
     "round": _Kind(
         needs=_OF_ARM | {"round": int},
-        may=("auc", "log_loss", "seconds", "bytes_up", "bytes_down", "replies", "failures"),
+        may=(*ROUND_METRICS, "seconds", "bytes_up", "bytes_down", "replies", "failures"),
     ),
     # What a user of this merchant has spent after a round. Null ε: no bound.
     "privacy": _Kind(needs=_OF_ARM | {"merchant": str, "round": int}, may=("epsilon", "delta")),

@@ -18,11 +18,11 @@ from server.run_store import RunStore
 from silotune.federation import Federation, Job, build_model
 from silotune.models.export import export_adapter
 from silotune.models.text_model import TextModel
-from silotune.tasks.metrics import calibration_bins, quality
-from simulations.baselines import logistic, popularity
+from simulations.baselines import METHODS
 from simulations.pool import SiloPool, score, train_alone, train_pooled
 from simulations.preparation import Merchants
 from simulations.private_metrics import records_of
+from simulations.records import ROUND_METRICS
 from simulations.run_folder import RunFolder
 from simulations.scenario import Scenario
 
@@ -69,16 +69,13 @@ class Repetition:
         self._done = {arm for arm, count in done.items() if count >= len(merchants.data)}
 
     def simple_methods(self) -> None:
-        """Popularity, and logistic regression on the relation features."""
+        """What the task says a merchant would use instead."""
         data = self.merchants.data
-        examples = list(data.values())
+        examples, methods = list(data.values()), self.scenario.task.simple_methods
         with self._stage("simple methods") as progress:
-            self._record("popularity", dict(zip(data, map(popularity, examples), strict=True)))
-            progress(1, 3)
-            for arm, pooled in (("logistic-local", False), ("logistic-pooled", True)):
-                logits = logistic(examples, pooled=pooled)
-                self._record(arm, dict(zip(data, logits, strict=True)))
-                progress(2 + pooled, 3)
+            for done, arm in enumerate(methods):
+                self._record(arm, dict(zip(data, METHODS[arm](examples), strict=True)))
+                progress(done + 1, len(methods))
 
     def without_federation(self) -> None:
         """Each merchant alone, and all pooled."""
@@ -178,8 +175,11 @@ class Repetition:
                     "seed": self.seed,
                     "arm": job.name,
                     **record,
-                    "auc": float(np.mean([f["auc"] for f in figures])),
-                    "log_loss": float(np.mean([f["log_loss"] for f in figures])),
+                    **{
+                        metric: float(np.mean([f[metric] for f in figures]))
+                        for metric in ROUND_METRICS
+                        if metric in figures[0]
+                    },
                     "merchants": names,
                 }
             )
@@ -243,20 +243,26 @@ class Repetition:
             self.folder.append(
                 {"kind": "score", "seed": self.seed, "arm": arm, "merchant": name, **figures}
             )
-        labels = np.concatenate([self._labels(name) for name in scores])
-        bins = calibration_bins(labels, np.concatenate(list(scores.values())))
-        self.folder.append(
-            {"kind": "calibration", "seed": self.seed, "arm": arm, "bins": [list(b) for b in bins]}
+        labels_EK = np.concatenate([self._labels(name) for name in scores])
+        bins = self.scenario.task.objective.calibration(
+            labels_EK, np.concatenate(list(scores.values()))
         )
+        if bins:
+            self.folder.append(
+                {"kind": "calibration", "seed": self.seed, "arm": arm}
+                | {"bins": [list(b) for b in bins]}
+            )
 
     def _quality(self, name: str, logits: NDArray[np.floating]) -> dict[str, float]:
         examples = self.merchants.data[name]
-        return quality(self._labels(name), logits, examples.visit_E[examples.test_E])
+        return examples.objective.quality(
+            self._labels(name), logits, examples.visit_E[examples.test_E]
+        )
 
     def _labels(self, name: str) -> NDArray[np.float32]:
         examples = self.merchants.data[name]
-        labels: NDArray[np.float32] = examples.label_EK[examples.test_E, 0]
-        return labels
+        labels_EK: NDArray[np.float32] = examples.label_EK[examples.test_E]
+        return labels_EK
 
 
 @lru_cache(maxsize=4096)

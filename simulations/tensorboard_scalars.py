@@ -14,13 +14,13 @@ from tensorboard.summary.writer.event_file_writer import (  # type: ignore[impor
 
 from simulations.aggregate import METRICS, epsilons_of, rounds_of, summarise
 from simulations.arm_labels import in_order
-from simulations.records import Record
+from simulations.records import ROUND_METRICS, Record
 from simulations.run_folder import RunFolder
 
 __all__ = ["write_tensorboard"]
 
 FOLDER = "tensorboard"
-_ROUND_SCALARS = ("auc", "log_loss", "seconds", "bytes_up", "bytes_down", "replies", "failures")
+_ROUND_SCALARS = (*ROUND_METRICS, "seconds", "bytes_up", "bytes_down", "replies", "failures")
 
 _Scalar = tuple[str, int, float]
 """Tag, step and value. A step is the number of rounds done."""

@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from silotune.tables.silo_folder import SiloFolder
+from silotune.tasks.objective import Binary, Objective
 
 __all__ = ["Examples", "Task"]
+
+_YES_OR_NO = Binary()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -25,14 +28,17 @@ class Examples:
     numeric_EF: NDArray[np.float32]
     """Features in [0, 1], scaled by public constants: nothing is fitted on private data."""
     label_EK: NDArray[np.float32]
+    """As the objective reads them."""
     user_E: NDArray[np.int64]
     """Index of the user, the unit of privacy; 0 to users - 1."""
     visit_E: NDArray[np.int64]
     """Index of the visit: examples of one visit are ranked against each other."""
     group: list[str]
-    """What a popularity baseline would count by (here: the promoted category)."""
+    """What a simple method would count by: the promoted category, the kind of customer."""
     test_E: NDArray[np.bool_]
     """True where the example lies after the time split."""
+    objective: Objective = _YES_OR_NO
+    """What the labels mean, and the loss of a head that predicts them."""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -56,6 +62,11 @@ class Task(Protocol):
         ...
 
     @property
+    def objective(self) -> Objective:
+        """Loss, meaning of the outputs, metrics."""
+        ...
+
+    @property
     def outputs(self) -> int:
         """Outputs of the head, K."""
         ...
@@ -63,6 +74,11 @@ class Task(Protocol):
     @property
     def numeric_names(self) -> tuple[str, ...]:
         """Names of the numeric features, F of them."""
+        ...
+
+    @property
+    def simple_methods(self) -> tuple[str, ...]:
+        """What a merchant would use instead: keys of `simulations.baselines.METHODS`."""
         ...
 
     def public_texts(self) -> list[str]:

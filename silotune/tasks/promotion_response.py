@@ -7,8 +7,7 @@ numbers badly. Both use only what the customer did before the visit.
 
 import datetime as dt
 import math
-import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,7 +15,9 @@ from silotune.config import config
 from silotune.errors import ConfigError, DataError
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
+from silotune.tasks.objective import Binary
 from silotune.tasks.promotion_sql import STATEMENTS
+from silotune.tasks.sql_run import rows_of
 
 __all__ = ["PromotionResponse"]
 
@@ -58,6 +59,8 @@ _PUBLIC = (
 class PromotionResponse:
     """Parameters of the task. All are public; none depends on a silo's data."""
 
+    name: Literal["promotion-response"] = "promotion-response"
+    """Which task this is; a file that does not say means this one."""
     split: dt.datetime
     """Examples before it train, examples from it on test."""
     first: dt.datetime
@@ -101,14 +104,19 @@ class PromotionResponse:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
 
     @property
-    def name(self) -> str:
-        """Name in scenarios and run folders."""
-        return "promotion-response"
+    def objective(self) -> Binary:
+        """Bought or not; the offers of a visit are ranked."""
+        return Binary(ranked=True)
 
     @property
     def outputs(self) -> int:
         """One logit."""
-        return 1
+        return self.objective.outputs
+
+    @property
+    def simple_methods(self) -> tuple[str, ...]:
+        """What sells at this merchant; logistic regression on the relation features."""
+        return ("popularity", "logistic-local", "logistic-pooled")
 
     @property
     def numeric_names(self) -> tuple[str, ...]:
@@ -149,6 +157,7 @@ class PromotionResponse:
             visit_E=np.array([visits[r["user_id"], r["visit_id"]] for r in rows], dtype=np.int64),
             group=[r["category"] for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
+            objective=self.objective,
         )
 
     def _rows(self, silo: SiloFolder) -> list[dict[str, Any]]:
@@ -166,19 +175,7 @@ class PromotionResponse:
             "usual": self.usual,
             "recent": self.recent,
         }
-        with silo.connect() as connection:
-            for block in STATEMENTS:
-                for statement in block.split(";\n"):
-                    if statement.strip():
-                        used = {k: v for k, v in parameters.items() if _uses(statement, k)}
-                        result = connection.execute(statement, used)
-            columns = [d[0] for d in result.description]
-            return [dict(zip(columns, row, strict=True)) for row in result.fetchall()]
-
-
-def _uses(statement: str, parameter: str) -> bool:
-    # DuckDB refuses parameters that a statement does not name.
-    return re.search(rf"\${parameter}\b", statement) is not None
+        return rows_of(silo, STATEMENTS, parameters)
 
 
 def _numeric(row: dict[str, Any]) -> list[float]:

@@ -101,7 +101,8 @@ def train_cache(setting: Setting) -> int:
         index = int(generator.choice(len(silos), p=share / share.sum()))
         size = min(_BATCH, wanted - seen, len(rows[index]))
         batch = data[index].batch(generator.choice(rows[index], size, replace=False), device)
-        loss = nn.functional.binary_cross_entropy_with_logits(batch.logits(model), batch.label_EK)
+        summed = data[index].examples.objective.loss(batch.logits(model), batch.label_EK)
+        loss = summed / size
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

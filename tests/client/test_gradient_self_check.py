@@ -14,6 +14,7 @@ from privacy.gradients import UserGradients
 from privacy.randomness import SeededSource
 from silotune.errors import PrivacyError
 from silotune.models.text_model import ModelConfig, TextModel
+from silotune.tasks.objective import Binary, Bounded, Classes
 
 KINDS = {
     "encoder": {"family": "Bert"},
@@ -26,10 +27,12 @@ KINDS = {
 }
 
 
-def check(model):
+def check(model, objective=None):
+    outputs = model.head.score.out_features
+    several = Classes(names=tuple("abc"[:outputs])) if outputs > 1 else Binary()
     gradients = UserGradients(model)
     try:
-        check_once(model, gradients)
+        check_once(model, gradients, objective or several)
     finally:
         gradients.remove()
 
@@ -46,6 +49,10 @@ def test_a_sound_model_passes_and_keeps_its_adapter(small, kind):
 
 def test_a_model_of_numbers_alone_passes():
     check(TextModel(ModelConfig(use_text=False), numeric_size=4, outputs=1))
+
+
+def test_a_model_of_bounded_values_passes(small):
+    check(small.tiny("Bert"), Bounded())
 
 
 def test_an_adapter_at_its_start_is_tested_all_the_same(small, monkeypatch):
