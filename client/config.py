@@ -20,7 +20,7 @@ class ClientConfig:
 
     server: Invitation
     task: dict[str, Any]
-    """`silotune.tasks.promotion_response.PromotionResponse`, as agreed with the aggregator."""
+    """One of `silotune.tasks.registry.TASKS`, by its ``name``, as agreed with the aggregator."""
     model: dict[str, Any]
     """`silotune.models.text_model.ModelConfig`, as agreed. ``base`` may be another folder with
     the same model: its digest counts."""

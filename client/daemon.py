@@ -32,7 +32,7 @@ from silotune.messages import MetricsRequest, TrainRequest
 from silotune.models.text_model import ModelConfig, TextModel
 from silotune.supervised import mark_ready, open_ready, socket_path, watch_parent
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.promotion_response import PromotionResponse
+from silotune.tasks.registry import read_task
 
 __all__ = ["OneSilo", "load", "main"]
 
@@ -76,7 +76,7 @@ def load(folder: Path) -> OneSilo:
     policy = from_toml(Policy, folder / "policy.toml")
     torch.set_num_threads(settings.threads)
     where = str(folder / "client.toml")
-    task = from_mapping(PromotionResponse, settings.task, where=f"{where}: task")
+    task = read_task(settings.task, where=f"{where}: task")
     tables = SiloFolder.open(folder)
     model = TextModel(
         from_mapping(ModelConfig, settings.model, where=f"{where}: model"),

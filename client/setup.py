@@ -18,7 +18,7 @@ from silotune.invitation import Enrolment, Invitation
 from silotune.models.base import base_digest, load_base
 from silotune.models.text_model import ModelConfig
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.promotion_response import PromotionResponse
+from silotune.tasks.registry import AnyTask, task_mapping
 from silotune.toml_text import toml_text
 
 __all__ = ["Agreed", "enrolment", "init", "read_agreed"]
@@ -65,7 +65,7 @@ seeded_noise = false
 class Agreed:
     """What a run file says that both sides must have alike; its other tables are not read."""
 
-    task: PromotionResponse
+    task: AnyTask
     model: ModelConfig = ModelConfig()
 
 
@@ -104,7 +104,9 @@ def init(folder: Path, invitation: Path, run: Path, *, epsilon: float = 8.0) -> 
     write_new(folder / "node.key", _new_key())
     write_new(folder / "superexec.secret", secrets.token_bytes(32))
     _write_policy(folder, silo, server, agreed, epsilon)
-    settings = ClientConfig(server=server, task=asdict(agreed.task), model=asdict(agreed.model))
+    settings = ClientConfig(
+        server=server, task=task_mapping(agreed.task), model=asdict(agreed.model)
+    )
     head = "# Which aggregator, task and model; see client/config.py for every key.\n"
     # Last: a folder that has it is whole.
     write_whole(folder / "client.toml", f"{head}{toml_text(asdict(settings))}\n".encode())

@@ -14,7 +14,7 @@ from silotune.config import config, from_mapping, from_toml
 from silotune.errors import ConfigError
 from silotune.federation import Job
 from silotune.models.text_model import ModelConfig
-from silotune.tasks.promotion_response import PromotionResponse
+from silotune.tasks.registry import AnyTask
 
 __all__ = ["Run", "RunFile", "RunStatus", "list_runs", "submit"]
 
@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class RunFile:
     """One federated training, as a TOML file. Public: merchants get it too."""
 
-    task: PromotionResponse
+    task: AnyTask
     model: ModelConfig = ModelConfig()
     job: Job
     """Its name is the run's. A private one says noise, clip, rate and steps; every merchant's
@@ -52,6 +52,11 @@ class RunFile:
             raise ConfigError(f"job.name is {self.job.name!r}; letters, digits, '-', '_', '.'.")
         if self.job.model != "text":
             raise ConfigError(f"job.model is {self.job.model!r}; a run has one model, 'text'.")
+        if self.job.metrics is not None and not self.task.objective.private_histograms:
+            raise ConfigError(
+                f"job.metrics is there; task '{self.task.name}' has no yes or no to measure "
+                "privately. Leave it out."
+            )
         if self.nodes < 1:
             raise ConfigError(f"nodes is {self.nodes}; it must be at least 1.")
         if not 0 < self.quorum <= 1:

@@ -9,7 +9,7 @@ from silotune.config import config, from_mapping
 from silotune.encoding import Encoding
 from silotune.errors import ConfigError
 from silotune.models.text_model import ModelConfig, TextModel
-from silotune.tasks.promotion_response import PromotionResponse
+from silotune.tasks.registry import AnyTask
 
 __all__ = ["FEDERATION_VARIABLE", "Federation", "Job", "build_model", "read_federation"]
 
@@ -67,7 +67,7 @@ class Job:
 class Federation:
     """Models, jobs and, in a simulation, the silos that take part."""
 
-    task: PromotionResponse
+    task: AnyTask
     models: dict[str, ModelConfig]
     jobs: tuple[Job, ...]
     silos: tuple[str, ...]
@@ -97,7 +97,7 @@ def read_federation(path: Path) -> Federation:
     return from_mapping(Federation, raw, where=str(path))
 
 
-def build_model(models: Mapping[str, ModelConfig], name: str, task: PromotionResponse) -> TextModel:
+def build_model(models: Mapping[str, ModelConfig], name: str, task: AnyTask) -> TextModel:
     """Build model ``name`` for ``task``. Raises ConfigError when it is not configured."""
     if name not in models:
         raise ConfigError(f"model '{name}' is not configured; known: {', '.join(sorted(models))}.")

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from silotune.errors import ConfigError, DataError
 from silotune.models.text_model import ModelConfig
 from silotune.tables.silo_folder import SiloFolder, list_silos
 from silotune.tasks.base import Examples
-from silotune.tasks.promotion_response import PromotionResponse
+from silotune.tasks.registry import AnyTask
 from simulations.pool import SiloPool, prepare
 from simulations.scenario import DataSource, Scenario
 
@@ -84,7 +86,7 @@ def _make(source: DataSource, out: Path, progress: Progress) -> None:
         convert(out, merchants=source.merchants, groups=source.groups, progress=progress)
 
 
-def seeded_task(scenario: Scenario, seed: int) -> PromotionResponse:
+def seeded_task(scenario: Scenario, seed: int) -> AnyTask:
     """Return the task of repetition ``seed``: other visits and offers are drawn."""
     return replace(scenario.task, seed=scenario.task.seed + seed)
 
@@ -141,7 +143,6 @@ def _too_small(examples: Examples, minimum: int) -> str:
     if users < minimum:
         return f"{users} users before the split; the scenario asks for {minimum}"
     for rows, when in ((train, "before"), (test, "after")):
-        labels = set(examples.label_EK[rows, 0].tolist())
-        if len(labels) < 2:
-            return f"no bought and no ignored offer {when} the split"
+        if len(np.unique(examples.label_EK[rows], axis=0)) < 2:
+            return f"one outcome only {when} the split"
     return ""

@@ -10,7 +10,7 @@ from silotune.encoding import Encoding
 from silotune.errors import ConfigError
 from silotune.models.text_model import ModelConfig
 from silotune.tables.synthetic import SyntheticConfig
-from silotune.tasks.promotion_response import PromotionResponse
+from silotune.tasks.registry import AnyTask
 
 __all__ = [
     "DataSource",
@@ -179,7 +179,7 @@ class Scenario:
     name: str
     description: str
     data: DataSource
-    task: PromotionResponse
+    task: AnyTask
     model: ModelConfig = ModelConfig()
     local: LocalTraining = LocalTraining()
     federated: FederatedTraining = FederatedTraining()

@@ -23,7 +23,7 @@ from silotune.models.adapter import LoraSettings
 from silotune.models.text_model import ModelConfig
 from silotune.tables.silo_folder import list_silos
 from silotune.tables.synthetic import SyntheticConfig, generate
-from silotune.tasks.promotion_response import PromotionResponse
+from silotune.tasks.registry import read_task
 from simulations.benchmarks.harness import run_module
 from simulations.benchmarks.setting import JOB, Setting, write_setting
 
@@ -178,14 +178,15 @@ def _setting(
     workers: int = 2,
 ) -> Setting:
     folder.mkdir(parents=True, exist_ok=True)
-    task = PromotionResponse(
-        first=datetime.fromisoformat("2024-01-22"),
-        split=datetime.fromisoformat("2024-04-15"),
-        last=datetime.fromisoformat("2024-05-20"),
-        category_level=2,
-        train_visits=1,
-        test_visits=1,
-    )
+    spelled_out = {
+        "first": datetime.fromisoformat("2024-01-22"),
+        "split": datetime.fromisoformat("2024-04-15"),
+        "last": datetime.fromisoformat("2024-05-20"),
+        "category_level": 2,
+        "train_visits": 1,
+        "test_visits": 1,
+    }
+    task = read_task(spelled_out, where="task")
     private: dict[str, float | str] = {
         "clip_norm": 2.0,
         "noise_multiplier": 1.0,
