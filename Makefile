@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo federation test check install clean kills chaos mutants bench bench-step audit slow
+.PHONY: demo federation test check install clean kills chaos mutants bench bench-step bench-idle audit slow
 
 demo: $(STAMP)
 	$(BIN)/silotune simulate demo
@@ -27,6 +27,10 @@ mutants: $(STAMP)
 # A private step against the same step without privacy, and against Opacus' hooks.
 bench-step: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.step
+
+# A round with next to nothing to train, against stock Flower; memory beside a merchant's daemon.
+bench-idle: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m simulations.benchmarks.rounds_idle
 
 # Against the stock recipe, plain training, dp-lora and NVFlare, and how it scales; rewrites
 # docs/performance.md. Hours; `$(BIN)/python -m simulations.benchmarks --help` for one row alone.
