@@ -16,6 +16,7 @@ from threading import Event
 import torch
 from flwr.app import Message
 
+from client.accepted import AcceptedRun, check_run, load_accepted
 from client.config import ClientConfig, read_client
 from client.door import respond
 from client.flower_tasks import serve
@@ -50,10 +51,18 @@ class OneSilo:
     model: TextModel
     log: Path
     """The silo's own log; it stays inside."""
+    accepted: dict[str, AcceptedRun] | None
+    """By job. None: any."""
 
     @contextmanager
     def open(self, what: TrainRequest | MetricsRequest) -> Iterator[tuple[Silo, TextModel]]:
-        """Yield silo and model. Raises MessageError where the request is for another model."""
+        """Yield silo and model.
+
+        Raises:
+            MessageError: the request is for another model.
+            PolicyError: it is not of an accepted run.
+        """
+        check_run(what, self.accepted)
         if what.model != _MODEL:
             raise MessageError("the request names another model than this silo's configuration.")
         yield self.silo, self.model
@@ -94,7 +103,7 @@ def load(folder: Path) -> OneSilo:
         server=settings.server.identity,
         anchor=Path(settings.anchor) if settings.anchor else None,
     )
-    return OneSilo(silo, model, folder / "silo.log")
+    return OneSilo(silo, model, folder / "silo.log", load_accepted(folder, policy))
 
 
 def _source(settings: ClientConfig) -> RandomSource:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 from dataclasses import asdict
 from pathlib import Path
@@ -9,20 +10,21 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from client.accepted import AcceptedRun, read_run
 from client.config import ClientConfig, read_client
 from privacy.durable import write_whole
-from privacy.policy import Policy
-from silotune.config import config, from_mapping, from_toml
+from privacy.policy import ANY_RUN, Policy
+from silotune.config import from_toml
 from silotune.errors import ConfigError
 from silotune.invitation import Enrolment, Invitation
 from silotune.models.base import base_digest, load_base
-from silotune.models.text_model import ModelConfig
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.registry import AnyTask, task_mapping
+from silotune.tasks.registry import task_mapping
 from silotune.toml_text import toml_text
 
-__all__ = ["Agreed", "enrolment", "init", "read_agreed"]
+__all__ = ["accept", "enrolment", "init"]
 
+_RUNS = re.compile(r"^runs *= *\[[^\]\n]*\]", re.MULTILINE)
 _POLICY = """\
 # The merchant's own limits. No server can change them; a request that passes one is refused
 # whole, and the server learns the limit's name only.
@@ -38,6 +40,9 @@ base_digests = ["{digest}"]
 # Aggregators that may ask, by the digest of their certificate. This is '{server}'.
 servers = ["{identity}"]
 tasks = ["{task}"]
+# Run files whose requests are answered, by digest: read them in runs/. `silotune client accept`
+# adds one. "any": whatever is inside the limits below.
+runs = ["{run}"]
 
 # Least noise of a step, in units of the clip norm, and the kinds of noise.
 noise_multiplier_min = 0.5
@@ -61,26 +66,6 @@ seeded_noise = false
 """
 
 
-@config
-class Agreed:
-    """What a run file says that both sides must have alike; its other tables are not read."""
-
-    task: AnyTask
-    model: ModelConfig = ModelConfig()
-
-
-def read_agreed(path: Path) -> Agreed:
-    """Read task and model from the aggregator's run file. Raises ConfigError."""
-    import tomllib
-
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML ({error}).") from error
-    part = {key: value for key, value in raw.items() if key in ("task", "model")}
-    return from_mapping(Agreed, part, where=str(path))
-
-
 def init(folder: Path, invitation: Path, run: Path, *, epsilon: float = 8.0) -> str:
     """Make ``client.toml``, ``policy.toml``, node key and secret in a silo folder.
 
@@ -100,10 +85,11 @@ def init(folder: Path, invitation: Path, run: Path, *, epsilon: float = 8.0) -> 
     silo = SiloFolder.open(folder)
     if (folder / "client.toml").exists():
         raise ConfigError(f"{folder}: has a client.toml already.")
-    server, agreed = from_toml(Invitation, invitation), read_agreed(run)
+    server, (agreed, digest) = from_toml(Invitation, invitation), read_run(run)
     write_new(folder / "node.key", _new_key())
     write_new(folder / "superexec.secret", secrets.token_bytes(32))
-    _write_policy(folder, silo, server, agreed, epsilon)
+    _keep_run(folder, agreed, run)
+    _write_policy(folder, silo, server, agreed, epsilon, digest)
     settings = ClientConfig(
         server=server, task=task_mapping(agreed.task), model=asdict(agreed.model)
     )
@@ -111,6 +97,39 @@ def init(folder: Path, invitation: Path, run: Path, *, epsilon: float = 8.0) -> 
     # Last: a folder that has it is whole.
     write_whole(folder / "client.toml", f"{head}{toml_text(asdict(settings))}\n".encode())
     return server.identity
+
+
+def accept(folder: Path, run: Path) -> str:
+    """Add the aggregator's run file ``run`` to what a merchant's policy lists; return its digest.
+
+    A daemon that is running goes by it after its next start.
+
+    Raises:
+        ConfigError: the file is wrong, another accepted run has its job's name, or ``runs`` in
+            ``policy.toml`` is not one list in one line.
+    """
+    read_client(folder)
+    agreed, digest = read_run(run)
+    path = folder / "policy.toml"
+    policy, text = from_toml(Policy, path), path.read_text(encoding="utf-8")
+    if digest in policy.runs or ANY_RUN in policy.runs:
+        return digest
+    lines = _RUNS.findall(text)
+    if len(lines) != 1:
+        raise ConfigError(f"{path}: write {digest!r} into its list 'runs' by hand.")
+    _keep_run(folder, agreed, run)
+    listed = ", ".join(f'"{r}"' for r in (*policy.runs, digest))
+    write_whole(path, text.replace(lines[0], f"runs = [{listed}]").encode())
+    from_toml(Policy, path)
+    return digest
+
+
+def _keep_run(folder: Path, agreed: AcceptedRun, run: Path) -> None:
+    kept = folder / "runs" / f"{agreed.job.name}.toml"
+    kept.parent.mkdir(exist_ok=True)
+    if kept.exists() and read_run(kept)[1] != read_run(run)[1]:
+        raise ConfigError(f"{kept}: is another run of this name, and was accepted.")
+    write_whole(kept, run.read_bytes())
 
 
 def enrolment(folder: Path) -> Enrolment:
@@ -143,7 +162,12 @@ def _new_key() -> bytes:
 
 
 def _write_policy(
-    folder: Path, silo: SiloFolder, server: Invitation, agreed: Agreed, epsilon: float
+    folder: Path,
+    silo: SiloFolder,
+    server: Invitation,
+    agreed: AcceptedRun,
+    epsilon: float,
+    digest: str,
 ) -> None:
     path, users = folder / "policy.toml", silo.info.nominal_users
     if path.exists():
@@ -161,6 +185,7 @@ def _write_policy(
         server=server.name,
         identity=server.identity,
         task=agreed.task.name,
+        run=digest,
     )
     write_whole(path, text.encode())
     from_toml(Policy, path)

@@ -100,6 +100,21 @@ def _enrol(
         typer.echo(f"{out / made.name}.json")
 
 
+@_group.command("accept")
+def _accept(
+    folders: _Silos,
+    run: Annotated[
+        Path, typer.Option(help="The aggregator's run file; read it first.", show_default=False)
+    ],
+) -> None:
+    """Let each silo answer another run of the aggregator, from its next start on."""
+    from client.setup import accept
+
+    for folder in folders:
+        digest = accept(folder, run)
+        typer.echo(f"{folder}: accepts {run.name}, sha256:{digest}.")
+
+
 @_group.command("start")
 def _start(
     folders: _Silos,
