@@ -24,7 +24,7 @@ from server.runs import Run, list_runs
 from silotune.errors import MessageError, SilotuneError, StorageError
 from silotune.logs import configure, event, give_up, why
 from silotune.models.text_model import TextModel
-from silotune.supervised import mark_ready, open_ready, socket_path, watch_parent
+from silotune.supervised import leave, mark_ready, open_ready, socket_path, watch_parent
 
 __all__ = ["main"]
 
@@ -131,3 +131,4 @@ class _Executor:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()
