@@ -31,7 +31,7 @@ from silotune.errors import MessageError, SilotuneError
 from silotune.logs import configure, event, give_up
 from silotune.messages import MetricsRequest, TrainRequest
 from silotune.models.text_model import ModelConfig, TextModel
-from silotune.supervised import mark_ready, open_ready, socket_path, watch_parent
+from silotune.supervised import leave, mark_ready, open_ready, socket_path, watch_parent
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.registry import read_task
 
@@ -150,3 +150,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()

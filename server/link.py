@@ -9,7 +9,7 @@ from server.listener import MERCHANT_PATHS
 from server.serve import serve_both
 from server.traffic import Counted, traffic_path
 from silotune.logs import configure
-from silotune.supervised import mark_ready, open_ready, socket_path, watch_parent
+from silotune.supervised import leave, mark_ready, open_ready, socket_path, watch_parent
 
 __all__ = ["main"]
 
@@ -39,3 +39,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()
