@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from server.dashboard_view import FIGURES, Figure, MerchantView, RoundView, RunView, ServerView
+from silotune.dashboard.log_tail import newest
 from silotune.invitation import read_enrolment
 from silotune.supervision import read_state
 
@@ -31,6 +32,7 @@ def server_view(folder: Path, run: str = "") -> ServerView:
     runs = [_run(p.parent, reader) for p in (folder / "runs").glob("*/status.json")]
     known = sorted((r for r in runs if r), key=lambda r: (-r.submitted, r.name))
     shown = next((r for r in known if r.name == run), known[0] if known else None)
+    logs = sorted((folder / "logs").glob("*.log"))
     return ServerView(
         name=str(settings.get("name", folder.name)),
         address=str(settings.get("public_address", "")),
@@ -38,6 +40,7 @@ def server_view(folder: Path, run: str = "") -> ServerView:
         merchants=_merchants(folder, shown, reader),
         runs=tuple(known),
         shown=shown,
+        troubles=tuple(newest(logs, levels=["warning", "error", "critical"], most=20)),
         faults=tuple(reader.faults),
     )
 

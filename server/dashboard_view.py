@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from silotune.dashboard.log_tail import LogLine
+
 __all__ = ["FIGURES", "Figure", "MerchantView", "RoundView", "RunView", "ServerView"]
 
 FIGURES = {"auc": "AUC", "accuracy": "Accuracy", "log_loss": "Log loss", "mae": "Mean error"}
@@ -114,6 +116,8 @@ class ServerView:
     """Newest first."""
     shown: RunView | None
     """The one that is asked for, else the newest."""
+    troubles: tuple[LogLine, ...]
+    """Of the processes, newest first."""
     faults: tuple[str, ...]
 
 

@@ -135,6 +135,18 @@ def test_a_damaged_file_is_told_and_the_rest_is_shown(folder, file, content):
         assert path.name in text
 
 
+def test_troubles_of_the_processes_are_shown_newest_first(folder):
+    (folder / "logs").mkdir()
+    lines = [
+        {"time": f"2026-01-0{d}T00:00:00Z", "level": level, "process": "executor", "event": event}
+        for d, level, event in ((1, "warning", "one"), (2, "error", "two"), (3, "info", "three"))
+    ]
+    text = "".join(json.dumps(one | {"words": HOSTILE}) + "\n" for one in lines)
+    (folder / "logs" / "executor.log").write_text(f"no JSON\n{text}")
+    assert [t.event for t in server_view(folder).troubles] == ["two", "one"]
+    assert "two: words &lt;script&gt;" in _page(folder).text
+
+
 def test_a_round_that_is_being_written_is_not_there_yet(folder):
     rounds = _run(folder, [_record(0)])
     with (rounds / "rounds.jsonl").open("a") as file:
