@@ -1,5 +1,6 @@
 """The SuperLink process: ``python -m server.link FOLDER``. Its supervisor starts it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,10 @@ def main(folder: Path) -> None:
     configure("superlink", sees_data=False)
     settings = read_server(folder)
     socket = socket_path(folder, "superlink.sock")
+    # The database has the releases that wait; SQLite would open it to the machine's other accounts.
+    os.umask(0o077)
+    for left in folder.glob("state.db*"):
+        left.chmod(0o600)
     # Left by a process that was killed; the supervisor's lock says that none is there.
     socket.unlink(missing_ok=True)
     serve_both(

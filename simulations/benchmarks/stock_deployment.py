@@ -44,7 +44,7 @@ class StockDeployment:
             env=os.environ | dict(self.environment),
             capture_output=True,
             text=True,
-            timeout=_START,
+            timeout=2 * _START,
             check=False,
         )
         if done.returncode:
