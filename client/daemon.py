@@ -23,6 +23,7 @@ from client.flower_tasks import serve
 from client.prepared import load_or_prepare
 from client.refusals import note
 from client.silo import Silo
+from client.tally import timed
 from privacy.durable import lock
 from privacy.policy import Policy
 from privacy.randomness import RandomSource, SecureSource, SeededSource
@@ -65,7 +66,8 @@ class OneSilo:
         check_run(what, self.accepted)
         if what.model != _MODEL:
             raise MessageError("the request names another model than this silo's configuration.")
-        yield self.silo, self.model
+        with timed(self.log.parent):
+            yield self.silo, self.model
 
     @property
     def message_limit(self) -> int:
