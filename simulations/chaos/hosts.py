@@ -100,8 +100,10 @@ class Host:
 
     def kill_all(self) -> None:
         """SIGKILL everything at once, as a power failure does."""
-        for pid in [*self.processes().values()]:
+        for pid in self.processes().values():
             os.kill(pid, signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait()
 
     def back(self) -> list[Open]:
         """Return the kills whose process does its work again, once each."""
