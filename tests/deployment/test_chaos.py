@@ -15,7 +15,7 @@ from simulations.chaos.__main__ import Chaos
 from simulations.chaos.check import check_merchant, check_run, check_sums
 from simulations.chaos.setting import JOB, Setting, make, node_numbers, silotune, started
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(3000)]
 
 
 def test_a_run_under_kills_ends_by_itself_and_every_ledger_is_exact(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from privacy.chain import Chain
 from privacy.ledger_report import ledger_rows, verify
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def _queue(federation, name, **changes):

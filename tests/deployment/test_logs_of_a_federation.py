@@ -16,7 +16,7 @@ from privacy.chain import Chain
 from privacy.ledger_report import ledger_rows
 from silotune.observe import read_token
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from silotune.tasks.promotion_response import PromotionResponse
 from simulations.benchmarks.stock_deployment import stock_deployment
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def test_flwr_run_on_the_project_trains_with_stock_nodes(tmp_path):
