@@ -23,6 +23,14 @@ last = 2024-03-01T00:00:00
 use_text = false
 [job]
 name = "one"
+epsilon = 8.0
+[job.private]
+noise_multiplier = 1.0
+clip_norm = 4.0
+sampling_rate = 0.25
+examples_per_user = 8
+steps = 4
+learning_rate = 0.5
 """
 
 

@@ -91,9 +91,16 @@ def test_metrics_are_asked_after_the_last_round_or_every_so_many(small_federatio
     assert grid.asked == ["train"] * 6 + ["evaluate"] * 3
     assert store.metrics(0) is None
     # A resumed run asks for what is missing, and for nothing else.
-    grid, store = _run(small_federation, tmp_path, job=replace(JOB, metrics_every=1), store=store)
+    (tmp_path / "store" / "metrics-0001.json").unlink()
+    grid, store = _run(small_federation, tmp_path, store=store)
     assert grid.asked == ["evaluate"] * 3
-    assert store.metrics(0)["replies"] == 3
+    assert store.metrics(1)["replies"] == 3
+
+
+def test_every_round_is_measured_where_that_is_asked(small_federation, tmp_path):
+    grid, store = _run(small_federation, tmp_path, job=replace(JOB, metrics_every=1))
+    assert grid.asked == (["train"] * 3 + ["evaluate"] * 3) * 2
+    assert [store.metrics(round_)["replies"] for round_ in (0, 1)] == [3, 3]
 
 
 @pytest.mark.parametrize(
