@@ -84,9 +84,10 @@ def test_the_audit_refutes_the_claim_of_each_broken_version(name, monkeypatch):
 
 
 def test_the_audit_clears_the_sound_version_and_is_not_idle():
-    found = [quick_audit(trials=600, seed=seed) for seed in range(2)]
+    found = [quick_audit(trials=600, seed=seed) for seed in range(4)]
     assert not any(f.refuted for f in found)
-    # σ = 1 alone is ε = 4.4; what is found must be a useful share of it.
+    # σ = 1 alone is ε = 4.4; what is found must be a useful share of it. One run in eight finds
+    # less by chance: four of them do in 1 of 5,000.
     assert max(f.lower_bound for f in found) > 0.2 * found[0].claimed
     assert all(f.bound.noise_multiplier > 1.0 for f in found)
 
