@@ -93,7 +93,7 @@ class Sender:
     def __init__(self, grid, nodes):
         self.grid, self.nodes = grid, nodes
 
-    def ask(self, silo, contents, timeout=90):
+    def ask(self, silo, contents, timeout=240):
         """Send all of ``contents``, (kind, content) by name, at once; return the replies by name.
 
         One that does not come in time is None.
@@ -107,7 +107,7 @@ class Sender:
             timeout,
         )
 
-    def replies(self, ids, timeout=90):
+    def replies(self, ids, timeout=240):
         """Return the replies to the messages ``ids`` by name, or None."""
         found, until = dict.fromkeys(ids), time.monotonic() + timeout
         while time.monotonic() < until and (open_ := [n for n in ids if found[n] is None]):
