@@ -24,7 +24,7 @@ from silotune.bundle import BUNDLE_SHA256
 from tests.deployment.hostile_link import HostileLink, Raw
 from tests.deployment.hostile_server import ledger_bytes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 REFUSED = "refused: not a valid request"
 HUGE = 10 * 2**30
