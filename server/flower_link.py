@@ -30,7 +30,7 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE, TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import (
@@ -228,7 +228,7 @@ def _malformed(message_id: str) -> Message:
         group_id="",
         created_at=0.0,
         ttl=0.0,
-        message_type="",
+        message_type=SYSTEM_MESSAGE_TYPE,
     )
     error = Error(ErrorCode.UNKNOWN, "the reply is not a message.")
     return make_message(metadata=metadata, error=error)
