@@ -220,7 +220,7 @@ class _SocketGrid(HttpGrid):
 
 def _malformed(message_id: str) -> Message:
     metadata = Metadata(
-        run_id=TaskIdentity.run_id,
+        run_id=0,
         message_id="",
         src_node_id=0,
         dst_node_id=0,
