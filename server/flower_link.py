@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from flwr.app import Error, Message
-from flwr.app.message import make_message
-from flwr.app.metadata import Metadata
-from flwr.common.constant import TRANSPORT_TYPE_GRPC_RERE, ErrorCode, SubStatus
+from flwr.app import Message
+from flwr.common.constant import TRANSPORT_TYPE_GRPC_RERE, SubStatus
 from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -30,7 +28,7 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE, TaskType
+from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import (
@@ -45,6 +43,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from server.link_limits import limit_replies
+from server.link_replies import Replies
 from silotune import bundle
 
 _Client = TypeVar("_Client", bound=ProtobufClient)
@@ -192,6 +191,7 @@ class _SocketGrid(HttpGrid):
 
     def __init__(self, socket: Path, token: str) -> None:
         self._socket = socket
+        self._replies: Replies | None = None
         super().__init__("localhost", insecure=True, token=token)
         self._retry_invoker.wait_gen_factory = lambda: exponential(max_delay=_RETRY_MAX)
 
@@ -202,36 +202,12 @@ class _SocketGrid(HttpGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Yield replies as they come: one that is still being sent holds up no other."""
+        if self._replies is None:
+            self._replies = Replies(lambda: self._runtime_client, self.node, self.run.run_id)
         for message_id in sorted(message_ids):
-            yield from self._replies(message_id)
-
-    def _replies(self, message_id: str) -> Iterator[Message]:
-        try:
-            for reply in super().pull_messages([message_id]):
-                # What it says inside is the sender's; what was asked for is what it answers.
-                if reply.metadata.reply_to_message_id != message_id:
-                    raise ValueError("a reply to something else")  # noqa: TRY301  # as any other
+            reply = self._replies.pull(message_id)
+            if reply is not None:
                 yield reply
-        except httpx.HTTPError:
-            raise
-        except Exception:  # noqa: BLE001  # whatever it is, it was the sender's making
-            yield _malformed(message_id)
-
-
-def _malformed(message_id: str) -> Message:
-    metadata = Metadata(
-        run_id=0,
-        message_id="",
-        src_node_id=0,
-        dst_node_id=0,
-        reply_to_message_id=message_id,
-        group_id="",
-        created_at=0.0,
-        ttl=0.0,
-        message_type=SYSTEM_MESSAGE_TYPE,
-    )
-    error = Error(ErrorCode.UNKNOWN, "the reply is not a message.")
-    return make_message(metadata=metadata, error=error)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ import uvicorn
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from server import flower_link
 from server.flower_link import BUNDLE, Control, link_app, next_task, task_grid
 
 SECRET = b"s" * 32
@@ -109,9 +108,3 @@ def test_a_task_that_fails_is_told_to_the_superlink(link):
             fail()
         with contextlib.suppress(httpx.HTTPError):
             assert next_task(link, SECRET) is None
-
-
-def test_what_is_no_reply_becomes_an_error_that_names_the_request():
-    made = flower_link._malformed("a" * 64)
-    assert made.has_error()
-    assert made.metadata.reply_to_message_id == "a" * 64
