@@ -104,10 +104,19 @@ def load_or_prepare(
         (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in silo.path.glob("*.parquet")
     )
     made_by = (model.base_digest, model.tokenizer_digest, model.cfg.max_tokens, model.cfg.pooling)
-    digest = hashlib.sha256(repr((task, tables, made_by)).encode()).hexdigest()[:32]
+    asked, tokens = (
+        hashlib.sha256(repr(what).encode()).hexdigest()[:32] for what in ((task, tables), made_by)
+    )
     cache = silo.path / "cache"
-    path = cache / f"examples-{digest}.npz"
+    path = cache / f"examples-{asked}-{tokens}.npz"
     prepared = _from_arrays(load_arrays(path), task.objective)
+    if prepared is None and model.backbone is None:
+        # A model without text takes the rows of any that has them: building them costs seconds.
+        others = (load_arrays(p) for p in sorted(cache.glob(f"examples-{asked}-*.npz")))
+        found = next((a for a in others if a is not None), None)
+        with_text = _from_arrays(found, task.objective)
+        if with_text is not None:
+            prepared = prepare(with_text.examples, model)
     if prepared is None:
         fresh = prepare(task.build(silo), model, cache, passes=passes, work=work)
         save_arrays(path, _arrays(fresh))

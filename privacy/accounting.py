@@ -104,22 +104,51 @@ def calibrate_noise(
     """
     _check_target(epsilon)
 
-    def fits(sigma: float) -> bool:
+    def spent(sigma: float) -> float:
         event = GaussianEvent(sampling_rate=sampling_rate, noise_multiplier=sigma, steps=steps)
-        return _fits([*other_events, event], epsilon, delta)
+        return _spent_or_infinite([*other_events, event], delta)
 
     low, high = 0.05, 1.0
-    while not fits(high):
-        low, high = high, 2 * high
+    at_low, at_high = math.inf, spent(high)
+    while at_high > epsilon:
+        low, at_low, high = high, at_high, 2 * high
         if high > 1e4:
             raise PrivacyError(
                 f"ε={epsilon} at δ={delta} cannot be kept over {steps} steps at rate "
                 f"{sampling_rate}{' beside what else is released' if other_events else ''}."
             )
+        at_high = spent(high)
+    # An answer costs a composition. ε is near a power of σ, so that a line through the logs of
+    # both ends is soon right; a step to each side of it then closes the bracket. Whenever two
+    # such steps do not halve the bracket, a bisection does.
+    side, queried, width = 1, 0, high - low
     while high - low > tolerance * high:
+        bisect = not math.isfinite(at_low) or (queried % 2 == 0 and high - low > width / 2)
+        if queried % 2 == 0:
+            width = high - low
         middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
+        if not bisect:
+            line = _on_line(low, at_low, high, at_high, epsilon) * (1 + side * tolerance / 3)
+            middle = line if low < line < high else middle
+        queried += 1
+        at_middle = spent(middle)
+        if at_middle <= epsilon:
+            high, at_high, side = middle, at_middle, -1
+        else:
+            low, at_low, side = middle, at_middle, 1
     return high
+
+
+def _on_line(low: float, at_low: float, high: float, at_high: float, epsilon: float) -> float:
+    """Return where a power law through both points is ``epsilon``; ``high`` where none goes.
+
+    >>> round(_on_line(1.0, 8.0, 4.0, 2.0, 4.0), 6)
+    2.0
+    """
+    if not 0 < at_high < at_low:
+        return high
+    share = math.log(at_low / epsilon) / math.log(at_low / at_high)
+    return low * (high / low) ** share
 
 
 def steps_left(
@@ -182,11 +211,17 @@ def _fits(
     delta: float,
     bound: Callable[..., float] = epsilon_spent,
 ) -> bool:
+    return _spent_or_infinite(events, delta, bound) <= epsilon
+
+
+def _spent_or_infinite(
+    events: Sequence[GaussianEvent], delta: float, bound: Callable[..., float] = epsilon_spent
+) -> float:
     # What nothing bounds fits no budget: the search goes on with more noise or fewer steps.
     try:
-        return bound(events, delta=delta) <= epsilon
+        return bound(events, delta=delta)
     except PrivacyError:
-        return False
+        return math.inf
 
 
 def _check_delta(delta: float) -> None:

@@ -118,12 +118,12 @@ class Comparison:
             )
             for name, model in (("federated", "text"), ("numeric-federated", "numeric"))
         ]
-        for epsilon in private.epsilons:
+        for epsilon, text_rate in zip(private.epsilons, private.learning_rates, strict=False):
             histograms = self.scenario.task.objective.private_histograms
             told = private if histograms else replace(private, metrics_share=0.0)
             sigma, metrics = noise_for(epsilon, told)
             for prefix, model, rate in (
-                ("federated", "text", private.learning_rate),
+                ("federated", "text", text_rate),
                 ("numeric", "numeric", private.numeric_learning_rate),
             ):
                 request: dict[str, float | str] = {

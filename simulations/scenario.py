@@ -110,8 +110,8 @@ class PrivateTraining:
     """DP-SGD steps of a merchant in a round."""
     sampling_rate: float = 0.25
     clip_norm: float = 4.0
-    learning_rate: float = 0.5
-    """Of plain SGD on the noised mean, in a silo."""
+    learning_rates: tuple[float, ...] = (0.5, 0.5)
+    """Of plain SGD on the noised mean, in a silo, for each ε: more noise, smaller steps."""
     server_momentum: float = 0.5
     own_shares: tuple[float, ...] = (0.2, 0.65)
     """`LocalTraining.own_share` for each ε: more noise, more of the merchant's own."""
@@ -151,11 +151,16 @@ class PrivateTraining:
                 raise ConfigError(f"metrics_{error}") from None
         if not 0 < self.sampling_rate <= 1:
             raise ConfigError(f"sampling_rate is {self.sampling_rate}; it must be in (0, 1].")
-        if len(self.own_shares) < len(self.epsilons):
-            raise ConfigError(
-                f"own_shares has {len(self.own_shares)} values for {len(self.epsilons)} "
-                "epsilons; give one for each."
-            )
+        for name in ("learning_rates", "own_shares"):
+            values = getattr(self, name)
+            if len(values) < len(self.epsilons):
+                raise ConfigError(
+                    f"{name} has {len(values)} values for {len(self.epsilons)} epsilons; give one "
+                    "for each."
+                )
+        for rate in self.learning_rates:
+            if not rate > 0:
+                raise ConfigError(f"learning_rates holds {rate}; each must be > 0.")
         for share in self.own_shares:
             if not 0 <= share <= 1:
                 raise ConfigError(f"own_shares holds {share}; each must be in [0, 1].")
@@ -164,7 +169,6 @@ class PrivateTraining:
             "rounds",
             "steps",
             "clip_norm",
-            "learning_rate",
             "numeric_learning_rate",
             "examples_per_user",
         ):

@@ -172,7 +172,7 @@ def make_setting(
             "sampling_rate": private.sampling_rate,
             "examples_per_user": private.examples_per_user,
             "steps": private.steps,
-            "learning_rate": private.learning_rate,
+            "learning_rate": private.learning_rates[0],
             "mechanism": private.mechanism,
         },
         epsilon=epsilon,

@@ -9,6 +9,7 @@ import torch
 import client.prepared
 from client.prepared import load_or_prepare
 from silotune.federation import build_model, read_federation
+from silotune.models.text_model import ModelConfig
 from silotune.tables.silo_folder import SiloFolder
 
 
@@ -66,3 +67,34 @@ def test_the_cache_is_of_the_silo_and_closed_to_others(prepared):
     load()
     assert cache.stat().st_mode & 0o777 == 0o700
     assert Path(cache).parent.name == "silo"
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_model_without_text_takes_the_rows_that_are_there(built, prepared, monkeypatch, damage):
+    load, cache = prepared
+    with_text = load()
+    _, task, _ = built
+    numeric = build_model({"numeric": ModelConfig(use_text=False)}, "numeric", task)
+    if damage:
+        (path,) = cache.glob("examples-*.npz")
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        monkeypatch.setattr(type(task), "build", lambda *_: pytest.fail("built again"))
+    own = load_or_prepare(SiloFolder.open(cache.parent), task, numeric)
+    assert own.ids_N is None
+    assert own.stored_NH is None
+    assert len(own.start_E) == len(own.examples) == len(with_text.examples)
+    for field in ("numeric_EF", "label_EK", "user_E", "visit_E", "test_E"):
+        np.testing.assert_array_equal(
+            getattr(own.examples, field), getattr(with_text.examples, field)
+        )
+
+
+def test_another_task_takes_nothing_of_it(built, prepared):
+    load, cache = prepared
+    load()
+    _, task, _ = built
+    other = replace(task, negatives=2)
+    numeric = build_model({"numeric": ModelConfig(use_text=False)}, "numeric", other)
+    own = load_or_prepare(SiloFolder.open(cache.parent), other, numeric)
+    assert len(own.examples) > len(load().examples)

@@ -11,11 +11,15 @@ from simulations.scenario import LocalTraining, PrivateTraining
         ({"delta": 0.0}, "delta is 0.0"),
         ({"sampling_rate": 1.5}, "sampling_rate is 1.5"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"learning_rates": (0.5, -1.0)}, "learning_rates holds -1.0"),
+        ({"learning_rates": (0.5,)}, "learning_rates has 1 values for 2 epsilons"),
         ({"server_momentum": 1.0}, "server_momentum is 1.0"),
         ({"own_shares": (0.2,)}, "own_shares has 1 values for 2 epsilons"),
         ({"own_shares": (0.2, 1.5)}, "own_shares holds 1.5"),
-        ({"epsilons": (8.0, 4.0, 2.0)}, "own_shares has 2 values for 3"),
+        (
+            {"epsilons": (8.0, 4.0, 2.0), "learning_rates": (1.0,) * 3},
+            "own_shares has 2 values for 3",
+        ),
     ],
 )
 def test_impossible_privacy_parameters_are_named(changes, words):
