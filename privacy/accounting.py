@@ -148,7 +148,7 @@ def _on_line(low: float, at_low: float, high: float, at_high: float, epsilon: fl
     if not 0 < at_high < at_low:
         return high
     share = math.log(at_low / epsilon) / math.log(at_low / at_high)
-    return low * (high / low) ** share
+    return float(low * (high / low) ** share)
 
 
 def steps_left(
