@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from privacy.accounting import GaussianEvent, epsilon_spent
@@ -72,7 +73,8 @@ class Repetition:
         """What the task says a merchant would use instead."""
         data = self.merchants.data
         examples, methods = list(data.values()), self.scenario.task.simple_methods
-        with self._stage("simple methods") as progress:
+        # Small products gain nothing from threads, and spin where a processor is taken.
+        with self._stage("simple methods") as progress, threadpool_limits(1):
             for done, arm in enumerate(methods):
                 self._record(arm, dict(zip(data, METHODS[arm](examples), strict=True)))
                 progress(done + 1, len(methods))
