@@ -30,6 +30,8 @@ _EPSILON = re.compile(r"(federated|numeric)-eps(\d+(?:\.\d+)?)")
 _FAMILIES = {"federated": "Federated", "numeric": "Numeric only"}
 _NO_NOISE = {"federated": "federated", "numeric-federated": "numeric"}
 _LOCAL = "+local"
+# Of a simple method that has no label of its own.
+_WHERE = {"-local": "each merchant alone", "-pooled": "pooled data"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +66,8 @@ def arm_named(name: str) -> Arm:
         group = "other" if before.group in ("other", "local") else "local"
         label = f"{before.label} + local"
         return Arm(name=name, label=label, group=group, base=before.group, epsilon=before.epsilon)
-    if name in _BASELINES:
-        return Arm(name=name, label=_BASELINES[name], group="baseline", base="baseline")
+    if label := _BASELINES.get(name) or _simple(name):
+        return Arm(name=name, label=label, group="baseline", base="baseline")
     if name in _NO_NOISE:
         family = _NO_NOISE[name]
         label = f"{_FAMILIES[family]}, no noise"
@@ -75,6 +77,13 @@ def arm_named(name: str) -> Arm:
         label = f"{_FAMILIES[family]}, ε = {epsilon:g}"
         return Arm(name=name, label=label, group=family, base=family, epsilon=epsilon)
     return Arm(name=name, label=name, group="other", base="other")
+
+
+def _simple(name: str) -> str:
+    for end, where in _WHERE.items():
+        if stem := name.removesuffix(end) if name.endswith(end) else "":
+            return f"{stem.replace('-', ' ').capitalize()}, {where}"
+    return ""
 
 
 def in_order(names: Iterable[str]) -> list[Arm]:
