@@ -29,7 +29,7 @@ from silotune.errors import ConfigError, DataError
 from silotune.models.stored import read_adapter
 from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import AsksAt, Examples
+from silotune.tasks.base import AsksAt, Examples, Task
 from silotune.tasks.objective import Classes
 
 __all__ = ["Scored", "load_model", "score_examples", "score_silo", "write_scores"]
@@ -77,7 +77,8 @@ def score_silo(
         DataError: the tables are empty, or nothing can be asked.
         ModelError: the adapter or base cannot be used.
     """
-    task, date = settings.task, None
+    task: Task = settings.task
+    date = None
     if isinstance(task, AsksAt) and not own_examples:
         date = as_of or _end(silo)
         examples = task.build_at(silo, date)

@@ -93,6 +93,8 @@ def in_order(names: Iterable[str]) -> list[Arm]:
 
 def _position(arm: Arm) -> tuple[int, int, int, float, str]:
     groups, baselines = list(GROUPS), list(_BASELINES)
-    known = baselines.index(arm.name) if arm.name in baselines else len(baselines)
+    # A simple method without a label of its own: after those that have one, before the models.
+    known = baselines.index(arm.name if arm.name in baselines else "local-only")
     noise = float("-inf") if arm.epsilon is None else -arm.epsilon
-    return groups.index(arm.group), known, groups.index(arm.base), noise, arm.name
+    after = 2 * known + (arm.name in baselines)
+    return groups.index(arm.group), after, groups.index(arm.base), noise, arm.name

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from silotune.tasks.objective import Binary, Bounded, Classes
 from simulations.aggregate import summarise
-from simulations.arm_labels import arm_named
+from simulations.arm_labels import arm_named, in_order
 from simulations.judged import MainMetric, main_of
 from simulations.run_folder import RunFolder
 from simulations.summary import print_summary
@@ -79,6 +79,8 @@ def test_the_best_simple_method_is_the_best_one_that_needs_no_pooled_data():
     assert arm_named("ridge-local").label == "Ridge, each merchant alone"
     assert arm_named("boosted-trees-pooled").label == "Boosted trees, pooled data"
     assert arm_named("boosted-trees-pooled").group == "baseline"
+    shown = ["logistic-pooled", "ridge-local", "local-only", "pooled", "federated"]
+    assert [arm.name for arm in in_order(sorted(shown))] == shown
 
 
 def made_up(path, main, records):
@@ -105,7 +107,7 @@ def test_table_and_report_of_an_error_show_it_as_it_is_and_colour_it_by_what_is_
     run = made_up(tmp_path / "run", ERROR, ERRORS)
     (line,) = [one for one in printed(run).splitlines() if "Federated, no noise" in one]
     # Green: better, although below zero.
-    assert re.search(r"\x1b\[32m−0\.020", line)
+    assert re.search(r"\x1b\[32m\s*−0\.020", line)
     page = page_of(run)
     assert page.row("Federated, no noise")[1:4] == ["0.190", "−0.020", "50%"]
     for text in ("Mean error of every arm", "Mean error against alone", "with the smaller mean"):
