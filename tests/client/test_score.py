@@ -11,70 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from client.kept_adapters import keep_adapter, kept_adapters
 from client.score import score_silo, write_scores
 from client.score_settings import score_settings
-from silotune.errors import ConfigError, DataError, ModelError
-from silotune.messages import MetricsRequest, TrainRequest
-from silotune.models.export import export_adapter
-from silotune.models.text_model import ModelConfig, TextModel
-from silotune.tables.silo_folder import SiloFolder, list_silos
-from silotune.tables.synthetic import SyntheticConfig, generate
-from silotune.tasks.customers import CustomerChurn, CustomerSegment
-from silotune.tasks.promotion_response import PromotionResponse
-from silotune.tasks.registry import task_mapping
-
-SPAN = {
-    "first": dt.datetime.fromisoformat("2024-02-12"),
-    "split": dt.datetime.fromisoformat("2024-04-01"),
-    "last": dt.datetime.fromisoformat("2024-05-20"),
-}
-CHURN = CustomerChurn(**SPAN, horizon_days=7)
-SEGMENT = CustomerSegment(**SPAN, horizon_days=14, at_risk_below=5.0, high_value_from=40.0)
-PROMOTION = PromotionResponse(**SPAN, category_level=2)
-TASKS = {t.name: t for t in (CHURN, SEGMENT, PROMOTION)}
-DATE = dt.datetime.fromisoformat("2024-04-10T08:00")
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("score") / "silos"
-    generate(SyntheticConfig(merchants=1, users_per_merchant=18, weeks=20, seed=5), folder)
-    return list_silos(folder)[0]
-
-
-@pytest.fixture
-def silo(made, tmp_path):
-    """A silo of this test's own."""
-    for file in made.path.iterdir():
-        if file.is_file():
-            target = tmp_path / "silo" / file.name
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(file.read_bytes())
-    return SiloFolder.open(tmp_path / "silo")
-
-
-def exported(task, folder, seed=0, **cfg):
-    model = TextModel(
-        ModelConfig(**{"use_text": False} | cfg),
-        numeric_size=len(task.numeric_names),
-        outputs=task.outputs,
-        public_texts=task.public_texts(),
-    )
-    generator = torch.Generator().manual_seed(seed)
-    model.load_adapter(torch.randn(model.layout.size, generator=generator))
-    mapping = task_mapping(task)
-    export_adapter(model, folder, numeric_names=task.numeric_names, task=mapping)
-    return model
-
-
-def score(silo, task, adapter, out=None, *, labels=False, **options):
-    settings = score_settings(silo.path, task, adapter=adapter)
-    scored = score_silo(settings, silo, own_examples=labels, **options)
-    if out is not None:
-        write_scores(scored, settings, out, with_labels=labels)
-        return pq.read_table(out)
-    return scored
+from silotune.errors import DataError
+from tests.client.scoring import (
+    CHURN,
+    DATE,
+    PROMOTION,
+    SEGMENT,
+    TASKS,
+    exported,
+    score,
+)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -217,101 +165,6 @@ def test_scoring_touches_no_ledger_and_charges_nothing(silo, tmp_path):
     before = {p.name for p in silo.path.iterdir()}
     score(silo, CHURN.name, tmp_path / "a", tmp_path / "s.parquet", as_of=DATE)
     assert {p.name for p in silo.path.iterdir()} - before <= {"cache"}
-
-
-def ask(kind, model, task, round_, job="r/../1"):
-    known = {"job": job, "round": round_, "task": task.name, "model": "text"}
-    known |= {"base_digest": model.base_digest, "layout_digest": model.layout.digest}
-    more = {"metrics": {}} if kind is MetricsRequest else {"plain": {}}
-    return kind(**known, **more)
-
-
-def test_the_daemon_keeps_the_newest_aggregate_of_each_run_and_it_is_used(silo, tmp_path):
-    model = exported(CHURN, tmp_path / "a")
-    size = model.layout.size
-    keep_adapter(silo.path, ask(TrainRequest, model, CHURN, 0), torch.zeros(size))
-    assert kept_adapters(silo.path, CHURN.name) == []
-    with pytest.raises(ModelError, match="holds no adapter of task 'customer-churn'"):
-        score_settings(silo.path, CHURN.name)
-    keep_adapter(silo.path, ask(TrainRequest, model, CHURN, 1), torch.full((size,), 0.1))
-    keep_adapter(silo.path, ask(MetricsRequest, model, CHURN, 1), torch.full((size,), 0.2))
-    keep_adapter(silo.path, ask(TrainRequest, model, SEGMENT, 3, "other"), torch.zeros(size))
-    (kept,) = kept_adapters(silo.path, CHURN.name)
-    assert (kept.job, kept.rounds) == ("r/../1", 2)
-    assert kept.path.parent == silo.path / "adapters"
-    assert kept.path.stat().st_mode & 0o777 == 0o600
-    (silo.path / "run.toml").write_text(
-        "[task]\nname = 'customer-churn'\nfirst = 2024-02-12T00:00:00\n"
-        "split = 2024-04-01T00:00:00\nlast = 2024-05-20T00:00:00\nhorizon_days = 7\n"
-        "[model]\nuse_text = false\n[job]\nname = 'r'\n[job.plain]\n"
-    )
-    with pytest.raises(ConfigError, match="run file with --run"):
-        score_settings(silo.path, CHURN.name)
-    settings = score_settings(silo.path, CHURN.name, run=silo.path / "run.toml")
-    scored = score_silo(settings, silo, as_of=DATE)
-    model.load_adapter(torch.full((size,), 0.2))
-    with torch.no_grad():
-        numeric = torch.from_numpy(CHURN.build_at(silo, DATE).numeric_EF)
-        logits = model(None, None, numeric).numpy()
-    np.testing.assert_allclose(scored.score_EK, CHURN.objective.scores(logits), rtol=1e-5)
-    with pytest.raises(ModelError, match="of run 'x'"):
-        score_settings(silo.path, CHURN.name, job="x")
-
-
-def test_only_so_many_runs_are_kept(silo, tmp_path):
-    model = exported(CHURN, tmp_path / "a")
-    for number in range(20):
-        flat = torch.zeros(model.layout.size)
-        keep_adapter(silo.path, ask(TrainRequest, model, CHURN, 1, f"job {number}"), flat)
-    assert len(kept_adapters(silo.path, CHURN.name)) == 16
-
-
-def test_the_local_adapter_is_taken_before_the_federations(silo, tmp_path):
-    model = exported(CHURN, tmp_path / "a")
-    flat = torch.zeros(model.layout.size)
-    keep_adapter(silo.path, ask(TrainRequest, model, CHURN, 1), flat)
-    local = silo.path / "local" / CHURN.name
-    exported(CHURN, local, seed=1)
-    assert score_settings(silo.path, CHURN.name).adapter == local
-    with pytest.raises(ConfigError, match="--run"):
-        # Found, and it does not say of which settings it is.
-        score_settings(silo.path, CHURN.name, local=False)
-    assert score_settings(silo.path, CHURN.name, adapter=tmp_path / "a").adapter == tmp_path / "a"
-
-
-def test_what_cannot_be_scored_is_refused_with_the_remedy(silo, tmp_path):
-    adapter = tmp_path / "a"
-    exported(CHURN, adapter)
-    with pytest.raises(ConfigError, match="known tasks: promotion-response"):
-        score_settings(silo.path, "churn", adapter=adapter)
-    with pytest.raises(ConfigError, match="adapter of task 'customer-churn'"):
-        score_settings(silo.path, "customer-segment", adapter=adapter)
-    settings = score_settings(silo.path, CHURN.name, adapter=adapter)
-    with pytest.raises(DataError, match="Ask about a date that the tables"):
-        score_silo(settings, silo, as_of=dt.datetime.fromisoformat("2031-01-01"))
-    scored = score_silo(settings, silo, as_of=DATE)
-    with pytest.raises(ConfigError, match="--with-labels"):
-        write_scores(scored, settings, tmp_path / "s.parquet", with_labels=True)
-    with pytest.raises(ConfigError, match="cannot be written"):
-        write_scores(scored, settings, silo.path / "silo.toml" / "s.parquet")
-    about = json.loads((adapter / "silotune.json").read_text())
-    changed = about | {"numeric": ["height"]}
-    (adapter / "silotune.json").write_text(json.dumps(changed))
-    with pytest.raises(ConfigError, match="reads the features height"):
-        score_settings(silo.path, CHURN.name, adapter=adapter)
-    changed = about | {"task": about["task"] | {"horizon_days": 21}}
-    (adapter / "silotune.json").write_text(json.dumps(changed))
-    run = tmp_path / "run.toml"
-    run.write_text(
-        "[task]\nname = 'customer-churn'\nfirst = 2024-02-12T00:00:00\n"
-        "split = 2024-04-01T00:00:00\nlast = 2024-05-20T00:00:00\nhorizon_days = 7\n"
-        "[model]\nuse_text = false\n[job]\nname = 'r'\n[job.plain]\n"
-    )
-    with pytest.raises(ConfigError, match=r"task\.horizon_days = 21; the silo's is 7"):
-        score_settings(silo.path, CHURN.name, adapter=adapter, run=run)
-    exported(SEGMENT, tmp_path / "b")
-    with pytest.raises(ConfigError, match="a run of task 'customer-churn'"):
-        score_settings(silo.path, SEGMENT.name, adapter=tmp_path / "b", run=run)
 
 
 def test_tables_without_events_are_refused(silo, tmp_path):
