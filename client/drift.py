@@ -87,7 +87,10 @@ def stability_index(before_E: ArrayLike, now_E: ArrayLike) -> tuple[float, int]:
     old_E, new_E = np.asarray(before_E, np.float64), np.asarray(now_E, np.float64)
     if not (old_E.size and new_E.size and np.isfinite(old_E).all() and np.isfinite(new_E).all()):
         raise DataError("drift: both dates need values, all of them numbers.")
-    edges_B = np.unique(np.quantile(old_E, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    tenths = np.linspace(0, 1, _BINS + 1)[1:-1]
+    # Values that were seen: an edge between two values that many share would bound an empty bin.
+    edges_B = np.unique(np.quantile(old_E, tenths, method="inverted_cdf"))
+    edges_B = edges_B[edges_B > old_E.min()]
     share_B, theirs_B = _shares(old_E, edges_B), _shares(new_E, edges_B)
     return float(((theirs_B - share_B) * np.log(theirs_B / share_B)).sum()), len(share_B)
 
