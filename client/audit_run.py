@@ -36,6 +36,7 @@ from silotune.errors import ConfigError, DataError
 from silotune.models.text_model import ModelConfig, TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Task
+from silotune.tasks.objective import Binary, Classes, Objective
 
 __all__ = ["AuditReport", "Effort", "run_audit", "subject_of"]
 
@@ -107,11 +108,16 @@ def subject_of(silo: SiloFolder, task: Task, cfg: ModelConfig, *, canaries: int)
     """Prepare a silo's own examples and model, with room for ``canaries`` canary users.
 
     Raises:
-        ConfigError: the task has more than one output.
+        ConfigError: the task is not about a yes or no.
         DataError: fewer than 8 users before the split.
     """
-    if task.outputs != 1:
-        raise ConfigError(f"task '{task.name}' has {task.outputs} outputs; the audit knows one.")
+    if not isinstance(task.objective, Binary):
+        # A canary's label is one that no chance fits, and attacks read one logit's loss.
+        raise ConfigError(
+            f"task '{task.name}' predicts {_predicted(task.objective)}, and the audit's canary "
+            "users are worst cases of a yes or no. Audit a yes-or-no task on the same silo, with "
+            "the same noise, clip, rate and steps: sampling, clip and noise are one code for all."
+        )
     model = TextModel(
         cfg,
         numeric_size=len(task.numeric_names) + canaries,
@@ -122,6 +128,11 @@ def subject_of(silo: SiloFolder, task: Task, cfg: ModelConfig, *, canaries: int)
     if np.unique(data.examples.user_E[data.examples.rows(test=False)]).size < 8:
         raise DataError(f"{silo.path}: fewer than 8 users before the split; too few to audit.")
     return Subject(model, data, silo.info.nominal_users, canaries)
+
+
+def _predicted(objective: Objective) -> str:
+    several = isinstance(objective, Classes)
+    return f"one of {objective.outputs} classes" if several else "a number"
 
 
 def run_audit(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from client.door import respond
 from client.silo import Silo
@@ -52,6 +53,9 @@ class _Simulated:
             raise MessageError("the request names another model than this silo's configuration.")
         with self.worker.silo(self.index, job, what.round) as silo:
             yield silo, self.worker.model(job.model)
+
+    def keep(self, what: TrainRequest | MetricsRequest, adapter_D: Tensor) -> None:
+        """Keep nothing: a simulation has the rounds of every job."""
 
 
 def _find(context: Context) -> _Simulated:

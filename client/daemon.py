@@ -15,11 +15,13 @@ from threading import Event
 
 import torch
 from flwr.app import Message
+from torch import Tensor
 
 from client.accepted import AcceptedRun, check_run, load_accepted
 from client.config import ClientConfig, read_client
 from client.door import respond
 from client.flower_tasks import serve
+from client.kept_adapters import keep_adapter
 from client.prepared import load_or_prepare
 from client.refusals import note
 from client.silo import Silo
@@ -68,6 +70,10 @@ class OneSilo:
             raise MessageError("the request names another model than this silo's configuration.")
         with timed(self.log.parent):
             yield self.silo, self.model
+
+    def keep(self, what: TrainRequest | MetricsRequest, adapter_D: Tensor) -> None:
+        """Keep the aggregate that the merchant was sent, for `silotune client score`."""
+        keep_adapter(self.log.parent, what, adapter_D)
 
     @property
     def message_limit(self) -> int:

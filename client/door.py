@@ -34,6 +34,9 @@ class Place(Protocol):
     ) -> AbstractContextManager[tuple[Silo, TextModel]]:
         """Hold the silo and the model for ``what``. Raises MessageError where it has none."""
 
+    def keep(self, what: TrainRequest | MetricsRequest, adapter_D: Tensor) -> None:
+        """Take note of the adapter of a request that was answered."""
+
 
 def respond(message: Message, find: Callable[[], Place]) -> Message:
     """Answer one request, to train or to measure; whatever goes wrong becomes a refusal.
@@ -62,6 +65,7 @@ def _answer(message: Message, place: Place) -> Message:
             out = silo.train(what, adapter_D, model)
         ready = Message(reply(out.array(), out.name), reply_to=message)
         silo.handed_over(out)
+        place.keep(what, adapter_D)
     return ready
 
 

@@ -164,8 +164,8 @@ def _arrays(prepared: PreparedExamples) -> dict[str, NDArray[Any]]:
 
 
 def _without_texts(prepared: PreparedExamples) -> PreparedExamples:
-    examples = replace(prepared.examples, text=[""] * len(prepared.examples), context=[])
-    return replace(prepared, examples=examples)
+    bare = replace(prepared.examples, text=[""] * len(prepared.examples), context=[], keys={})
+    return replace(prepared, examples=bare)
 
 
 def _keep_newest(cache: Path) -> None:

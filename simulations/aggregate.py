@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from simulations.arm_labels import Arm, arm_named, in_order
+from simulations.judged import MainMetric
 from simulations.records import Record
 
 __all__ = [
-    "METRICS",
     "REFERENCE",
     "ArmSummary",
     "Contrast",
@@ -27,17 +27,6 @@ __all__ = [
     "summarise",
     "traffic_of",
 ]
-
-METRICS = {
-    "auc": "AUC",
-    "log_loss": "Log loss",
-    "mae": "Mean error",
-    "accuracy": "Accuracy",
-    "calibration_error": "Calibration error",
-    "ndcg": "NDCG@10",
-    "recall": "Recall@10",
-}
-"""Metrics of a score record, and what they are called."""
 
 REFERENCE = "local-only"
 """What a merchant could do without anyone else; every arm is held against it."""
@@ -83,10 +72,16 @@ class Contrast:
     arm: Arm
     against: Arm
     gain: Spread
-    """Mean over merchants of the difference in AUC, per seed."""
+    """Mean over merchants of how much better ``arm`` is in the main metric, per seed."""
     wins: Spread
-    """Share of merchants where ``arm`` has the larger AUC, per seed. A tie is no win."""
+    """Share of merchants where ``arm`` is better in it, per seed. A tie is no win."""
     merchants: int
+    larger_is_better: bool = True
+
+    @property
+    def change(self) -> Spread:
+        """The difference in the main metric as it is: below zero where a better arm has less."""
+        return self.gain if self.larger_is_better else Spread(tuple(-v for v in self.gain.values))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +90,7 @@ class ArmSummary:
 
     arm: Arm
     metrics: dict[str, Spread]
-    """By key of `METRICS`; a metric that nobody could compute is not there."""
+    """By key of `MainMetric.names`; a metric that nobody could compute is not there."""
     cells: int
     """Pairs of seed and merchant that were scored."""
     contrast: Contrast | None
@@ -110,6 +105,8 @@ class Summary:
     """By arm; the last record counts where an arm was scored twice."""
     _answerable: dict[str, set[Cell]] = field(repr=False)
     """Where a metric has an answer: at least one arm has a number."""
+    main: MainMetric
+    """By which arms are compared."""
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -137,38 +134,59 @@ class Summary:
         found = {a.arm.epsilon for a in self.arms if a.arm.epsilon is not None}
         return sorted(found, reverse=True)
 
-    def figure(self, arm: str, metric: str = "auc") -> Spread | None:
-        """Return one figure of one arm; None if the arm was not scored or has no such metric."""
-        return next((a.metrics.get(metric) for a in self.arms if a.arm.name == arm), None)
+    @cached_property
+    def simple(self) -> list[Arm]:
+        """The scored arms that a merchant could run alone without a language model, best first."""
+        rows = [
+            (self.figure(a.arm.name), a.arm)
+            for a in self.arms
+            if a.arm.group == "baseline" and a.arm.name not in (REFERENCE, "pooled")
+        ]
+        # What learns from everyone's data is no method of one merchant.
+        alone = [(f.mean, arm) for f, arm in rows if f and not arm.name.endswith("-pooled")]
+        known = [(mean, arm) for mean, arm in alone if not math.isnan(mean)]
+        known.sort(key=lambda pair: -pair[0] if self.main.larger_is_better else pair[0])
+        return [arm for _, arm in known]
 
-    def per_merchant(self, arm: str, metric: str = "auc") -> dict[str, float]:
+    def figure(self, arm: str, metric: str | None = None) -> Spread | None:
+        """Return one figure of one arm, the main one unless another is named.
+
+        None if the arm was not scored or has no such metric.
+        """
+        key = metric or self.main.key
+        return next((a.metrics.get(key) for a in self.arms if a.arm.name == arm), None)
+
+    def per_merchant(self, arm: str, metric: str | None = None) -> dict[str, float]:
         """Return one figure by merchant, mean over seeds; without those that have none."""
         found: dict[str, list[float]] = {}
-        for cell, value in self._values(arm, metric).items():
+        for cell, value in self._values(arm, metric or self.main.key).items():
             found.setdefault(cell[1], []).append(value)
         means = {name: statistics.fmean(values) for name, values in sorted(found.items())}
         return {name: mean for name, mean in means.items() if not math.isnan(mean)}
 
     def compare(self, arm: str, against: str) -> Contrast | None:
         """Hold ``arm`` against ``against`` wherever both were scored; None if nowhere."""
-        ours, theirs = self._values(arm, "auc"), self._values(against, "auc")
+        larger, key = self.main.larger_is_better, self.main.key
+        ours, theirs = self._values(arm, key), self._values(against, key)
         shared = ours.keys() & theirs.keys()
         if not shared or arm == against:
             return None
         gains: dict[int, list[float]] = {}
         for cell in sorted(shared):
-            gains.setdefault(cell[0], []).append(ours[cell] - theirs[cell])
+            more = ours[cell] - theirs[cell]
+            gains.setdefault(cell[0], []).append(more if larger else -more)
         return Contrast(
             arm=arm_named(arm),
             against=arm_named(against),
             gain=Spread(tuple(statistics.fmean(g) for g in gains.values())),
             wins=Spread(tuple(sum(x > 0 for x in g) / len(g) for g in gains.values())),
             merchants=len({merchant for _, merchant in shared}),
+            larger_is_better=larger,
         )
 
     def _arm(self, arm: Arm) -> ArmSummary:
         metrics = {}
-        for metric in METRICS:
+        for metric in self.main.names:
             by_seed: dict[int, list[float]] = {}
             for (seed, _), value in self._values(arm.name, metric).items():
                 by_seed.setdefault(seed, []).append(value)
@@ -192,10 +210,11 @@ class Summary:
         return found
 
 
-def summarise(records: Iterable[Record]) -> Summary:
-    """Collect the score records among ``records``."""
+def summarise(records: Iterable[Record], main: MainMetric | None = None) -> Summary:
+    """Collect the score records among ``records``, to be compared by ``main`` (None: AUC)."""
+    main = main or MainMetric()
     scores: dict[str, dict[Cell, Record]] = {}
-    answerable: dict[str, set[Cell]] = {metric: set() for metric in METRICS}
+    answerable: dict[str, set[Cell]] = {metric: set() for metric in main.names}
     for record in records:
         if record["kind"] == "score":
             cell = (record["seed"], record["merchant"])
@@ -205,7 +224,7 @@ def summarise(records: Iterable[Record]) -> Summary:
             for metric, found in answerable.items():
                 if record.get(metric) is not None:
                     found.add(cell)
-    return Summary(scores=scores, _answerable=answerable)
+    return Summary(scores=scores, _answerable=answerable, main=main)
 
 
 def rounds_of(records: Iterable[Record]) -> dict[str, dict[tuple[int, int], Record]]:

@@ -30,6 +30,8 @@ _EPSILON = re.compile(r"(federated|numeric)-eps(\d+(?:\.\d+)?)")
 _FAMILIES = {"federated": "Federated", "numeric": "Numeric only"}
 _NO_NOISE = {"federated": "federated", "numeric-federated": "numeric"}
 _LOCAL = "+local"
+# Of a simple method that has no label of its own.
+_WHERE = {"-local": "each merchant alone", "-pooled": "pooled data"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +66,8 @@ def arm_named(name: str) -> Arm:
         group = "other" if before.group in ("other", "local") else "local"
         label = f"{before.label} + local"
         return Arm(name=name, label=label, group=group, base=before.group, epsilon=before.epsilon)
-    if name in _BASELINES:
-        return Arm(name=name, label=_BASELINES[name], group="baseline", base="baseline")
+    if label := _BASELINES.get(name) or _simple(name):
+        return Arm(name=name, label=label, group="baseline", base="baseline")
     if name in _NO_NOISE:
         family = _NO_NOISE[name]
         label = f"{_FAMILIES[family]}, no noise"
@@ -77,6 +79,13 @@ def arm_named(name: str) -> Arm:
     return Arm(name=name, label=name, group="other", base="other")
 
 
+def _simple(name: str) -> str:
+    for end, where in _WHERE.items():
+        if stem := name.removesuffix(end) if name.endswith(end) else "":
+            return f"{stem.replace('-', ' ').capitalize()}, {where}"
+    return ""
+
+
 def in_order(names: Iterable[str]) -> list[Arm]:
     """Return the arms of ``names``, each once: by group, without noise first, then by falling ε."""
     return sorted(map(arm_named, set(names)), key=_position)
@@ -84,6 +93,8 @@ def in_order(names: Iterable[str]) -> list[Arm]:
 
 def _position(arm: Arm) -> tuple[int, int, int, float, str]:
     groups, baselines = list(GROUPS), list(_BASELINES)
-    known = baselines.index(arm.name) if arm.name in baselines else len(baselines)
+    # A simple method without a label of its own: after those that have one, before the models.
+    known = baselines.index(arm.name if arm.name in baselines else "local-only")
     noise = float("-inf") if arm.epsilon is None else -arm.epsilon
-    return groups.index(arm.group), known, groups.index(arm.base), noise, arm.name
+    after = 2 * known + (arm.name in baselines)
+    return groups.index(arm.group), after, groups.index(arm.base), noise, arm.name

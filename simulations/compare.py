@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
 from simulations.flower_engine import run_flower
 from simulations.inline_engine import run_inline
+from simulations.judged import main_of
 from simulations.pool import SiloPool
 from simulations.preparation import (
     Merchants,
@@ -178,6 +179,7 @@ class Comparison:
                 }
                 for name, examples in merchants.data.items()
             ],
+            main=asdict(main_of(self.scenario.task.objective)),
             excluded=[{"name": n, "reason": r} for n, r in merchants.excluded.items()],
             private=not seeded,
             privacy_note="noise is seeded: this run repeats exactly and is not private"

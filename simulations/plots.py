@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from simulations.aggregate import REFERENCE, ArmSummary, Spread, Summary
 from simulations.arm_labels import Arm, arm_named, in_order
+from simulations.judged import MainMetric
 from simulations.plot_style import (
     ACCENT,
     FAULT,
@@ -22,7 +23,8 @@ from simulations.plot_style import (
     shorten,
 )
 from simulations.records import Record
-from simulations.summary import Effect, difference, effects
+from simulations.verdicts import Effect, effects
+from simulations.wording import difference
 
 __all__ = ["calibration_plot", "effects_plot", "merchants_plot", "overview_plot", "scatter_plot"]
 
@@ -31,8 +33,9 @@ MOST_MERCHANTS = 40
 
 
 def overview_plot(summary: Summary, look: Looks) -> Markup | None:
-    """Draw AUC of every arm, smallest to largest seed."""
-    rows = [row for row in summary.arms if "auc" in row.metrics]
+    """Draw the main metric of every arm, smallest to largest seed."""
+    main = summary.main
+    rows = [row for row in summary.arms if main.key in row.metrics]
     if not rows:
         return None
 
@@ -43,11 +46,11 @@ def overview_plot(summary: Summary, look: Looks) -> Markup | None:
         if reference := summary.figure(REFERENCE):
             axes.axvline(reference.mean, color=INK, linewidth=0.9, dashes=(2, 2))
         for row, place in zip(rows, places, strict=True):
-            _dot(axes, row.metrics["auc"], place, look[row.arm.name])
-        axes.set_xlabel("AUC on test rows")
+            _dot(axes, row.metrics[main.key], place, look[row.arm.name])
+        axes.set_xlabel(f"{main.axis}, on test rows" if main.larger_is_better else main.axis)
         axes.margins(x=0.06)
 
-    return draw("overview", "AUC of every arm", 0.29 * len(rows) + 0.75, paint)
+    return draw("overview", f"{main.name} of every arm", 0.29 * len(rows) + 0.75, paint)
 
 
 def _with_gaps(rows: Sequence[ArmSummary]) -> list[float]:
@@ -87,7 +90,8 @@ def _mark(
 
 
 def effects_plot(summary: Summary) -> Markup | None:
-    """Draw what each step costs or adds in AUC."""
+    """Draw what each step costs or adds in the main metric."""
+    main = summary.main
     steps = [e for e in effects(summary) if e.contrast.gain.mean == e.contrast.gain.mean]
     if not steps:
         return None
@@ -98,7 +102,8 @@ def effects_plot(summary: Summary) -> Markup | None:
         for place, step in enumerate(steps):
             _bar(axes, place, step)
         axes.axvline(0, color=INK, linewidth=0.9)
-        axes.set_xlabel("change in AUC")
+        less = "" if main.larger_is_better else " (below zero is better)"
+        axes.set_xlabel(f"change in {main.words}{less}")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.xaxis.set_major_formatter(lambda x, _: difference(x, 2) if abs(x) > 1e-9 else "0")
         # Room for a figure beside the longest bar.
@@ -109,15 +114,15 @@ def effects_plot(summary: Summary) -> Markup | None:
 
 
 def _bar(axes: Axes, place: int, step: Effect) -> None:
-    gain = step.contrast.gain
-    colour = ACCENT if gain.mean >= 0 else FAULT
-    axes.barh(place, gain.mean, height=0.62, color=colour, alpha=0.85, linewidth=0)
-    if len(gain.values) > 1:
-        axes.plot([gain.low, gain.high], [place, place], color=INK, linewidth=1.2)
-    right = gain.mean >= 0
+    change = step.contrast.change
+    colour = ACCENT if step.contrast.gain.mean >= 0 else FAULT
+    axes.barh(place, change.mean, height=0.62, color=colour, alpha=0.85, linewidth=0)
+    if len(change.values) > 1:
+        axes.plot([change.low, change.high], [place, place], color=INK, linewidth=1.2)
+    right = change.mean >= 0
     axes.annotate(
-        difference(gain.mean),
-        (max(gain.high, 0) if right else min(gain.low, 0), place),
+        difference(change.mean),
+        (max(change.high, 0) if right else min(change.low, 0), place),
         xytext=(5 if right else -5, 0),
         textcoords="offset points",
         ha="left" if right else "right",
@@ -127,7 +132,8 @@ def _bar(axes: Axes, place: int, step: Effect) -> None:
 
 
 def scatter_plot(summary: Summary, look: Looks) -> Markup | None:
-    """Draw each federated arm's AUC against the merchant's own, a dot for a merchant."""
+    """Draw each federated arm's main metric against the merchant's own, a dot for a merchant."""
+    main = summary.main
     alone = summary.per_merchant(REFERENCE)
     arms = [row.arm for row in summary.arms if row.arm.group in ("federated", "local")]
     both = {arm.name: summary.per_merchant(arm.name) for arm in arms}
@@ -146,13 +152,17 @@ def scatter_plot(summary: Summary, look: Looks) -> Markup | None:
             axes.scatter(theirs, ours, s=15, color=style.colour, marker=style.marker)
             axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
             axes.set_title(_brief(arm), color=style.colour)
-            wins = sum(y > x for x, y in zip(theirs, ours, strict=True))
+            wins = sum(_better(y, x, main) for x, y in zip(theirs, ours, strict=True))
             _corner(axes, f"better at\n{wins} of {len(names)}")
-        figure.supxlabel("AUC of LoRA at the merchant alone", fontsize=9, color=MUTED)
-        figure.supylabel("AUC of this arm", fontsize=9, color=MUTED)
+        figure.supxlabel(f"{main.name} of LoRA at the merchant alone", fontsize=9, color=MUTED)
+        figure.supylabel(f"{main.name} of this arm", fontsize=9, color=MUTED)
 
     lines = -(-len(arms) // _columns(arms))
     return draw("scatter", "Federated against alone, by merchant", 1.75 * lines + 0.35, paint)
+
+
+def _better(ours: float, theirs: float, main: MainMetric) -> bool:
+    return ours > theirs if main.larger_is_better else ours < theirs
 
 
 def _columns(arms: Sequence[Arm]) -> int:
@@ -185,14 +195,17 @@ def _corner(axes: Axes, text: str) -> None:
 
 def merchants_plot(summary: Summary, look: Looks) -> Markup | None:
     """Draw each merchant's step from being alone to the private model that it ends up with."""
-    alone = summary.per_merchant(REFERENCE)
+    main, alone = summary.main, summary.per_merchant(REFERENCE)
     private = [f"federated-eps{epsilon:g}" for epsilon in summary.epsilons]
     chosen = [n for p in private for n in (f"{p}+local", p)] + ["federated+local", "federated"]
     arm = next((arm_named(n) for n in chosen if n in summary.scores), None)
     if arm is None:
         return None
     ours = summary.per_merchant(arm.name)
-    names = sorted(alone.keys() & ours.keys(), key=lambda name: -alone[name])
+    names = sorted(
+        alone.keys() & ours.keys(),
+        key=lambda name: -alone[name] if main.larger_is_better else alone[name],
+    )
     if not names or len(names) > MOST_MERCHANTS:
         return None
 
@@ -200,12 +213,12 @@ def merchants_plot(summary: Summary, look: Looks) -> Markup | None:
         axes = figure.subplots()
         name_rows(axes, names)
         for place, name in enumerate(names):
-            colour = ACCENT if ours[name] > alone[name] else FAULT
+            colour = ACCENT if _better(ours[name], alone[name], main) else FAULT
             axes.plot([alone[name], ours[name]], [place, place], color=colour, linewidth=1.4)
         rows = range(len(names))
         _mark(axes, [alone[name] for name in names], rows, look[REFERENCE])
         _mark(axes, [ours[name] for name in names], rows, look[arm.name])
-        axes.set_xlabel("AUC, mean over seeds")
+        axes.set_xlabel(f"{main.axis}, mean over seeds")
         sign = "■" if look[arm.name].marker == "s" else "●"
         _key(axes, [("● LoRA, alone", INK), (f"{sign} {arm.label}", look[arm.name].colour)])
 
@@ -217,8 +230,8 @@ def _key(axes: Axes, entries: Sequence[tuple[str, str]]) -> None:
         axes.text(0.34 * index, 1.01, text, transform=axes.transAxes, va="bottom", color=colour)
 
 
-def calibration_plot(records: Iterable[Record], look: Looks) -> Markup | None:
-    """Draw the rate of positives over the mean score, a line for each seed."""
+def calibration_plot(records: Iterable[Record], look: Looks, main: MainMetric) -> Markup | None:
+    """Draw how often it happened over the mean chance, a line for each seed."""
     curves: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for record in records:
         if record["kind"] == "calibration":
@@ -240,8 +253,10 @@ def calibration_plot(records: Iterable[Record], look: Looks) -> Markup | None:
                 axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, alpha=0.8)
             axes.set(xlim=(0, top), ylim=(0, top), aspect="equal")
             axes.set_title(_brief(arm), color=look[arm.name].colour, fontsize=8)
-        figure.supxlabel("mean predicted chance", fontsize=9, color=MUTED)
-        figure.supylabel("rate of responses", fontsize=9, color=MUTED)
+        of = " of the likeliest class" if main.of_classes else ""
+        rate = "share that is right" if main.of_classes else "rate of responses"
+        figure.supxlabel(f"mean predicted chance{of}", fontsize=9, color=MUTED)
+        figure.supylabel(rate, fontsize=9, color=MUTED)
 
     lines = -(-len(arms) // 4)
     return draw("calibration", "Calibration of the arms", 1.4 * lines + 0.35, paint)

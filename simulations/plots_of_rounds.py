@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from simulations.aggregate import METRICS, Summary, epsilons_of, rounds_of, traffic_of
+from simulations.aggregate import REFERENCE, Summary, epsilons_of, rounds_of, traffic_of
 from simulations.arm_labels import Arm, arm_named, in_order
 from simulations.plot_style import ACCENT, MUTED, Looks, Style, draw, label_lines, name_rows
 from simulations.plots import MOST_MERCHANTS
@@ -25,7 +25,6 @@ __all__ = [
     "traffic_plot",
 ]
 
-_REFERENCES = ("pooled", "local-only", "logistic-local")
 _MOST_STAGES = 14
 
 
@@ -44,6 +43,7 @@ def rounds_plot(
     if not curves:
         return None
     references = _references(records, summary, metric)
+    name = summary.main.axis if metric == summary.main.key else summary.main.names[metric]
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -54,9 +54,9 @@ def rounds_plot(
         for arm, value in references.items():
             axes.axhline(value, color=look[arm].colour, linewidth=1, dashes=(1, 2))
             ends.append((value, arm_named(arm).brief, look[arm].colour))
-        _finish(axes, METRICS[metric], ends)
+        _finish(axes, name, ends)
 
-    return draw(f"rounds-{metric}", f"{METRICS[metric]} round by round", 3.3, paint)
+    return draw(f"rounds-{metric}", f"{summary.main.names[metric]} round by round", 3.3, paint)
 
 
 def _by_round(values: Mapping[tuple[int, int], float | None]) -> dict[int, tuple[float, ...]]:
@@ -72,7 +72,7 @@ def _references(records: Iterable[Record], summary: Summary, metric: str) -> dic
     named = [r["merchants"] for r in records if r["kind"] == "round" and r.get("merchants")]
     merchants = set(named[0]) if named else None
     found = {}
-    for arm in _REFERENCES:
+    for arm in ("pooled", REFERENCE, *(arm.name for arm in summary.simple[:1])):
         values = summary.per_merchant(arm, metric)
         chosen = [v for name, v in values.items() if merchants is None or name in merchants]
         if chosen:

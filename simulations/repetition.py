@@ -19,6 +19,7 @@ from server.run_store import RunStore
 from silotune.federation import Federation, Job, build_model
 from silotune.models.export import export_adapter
 from silotune.models.text_model import TextModel
+from silotune.tasks.registry import task_mapping
 from simulations.baselines import METHODS
 from simulations.pool import SiloPool, score, train_alone, train_pooled
 from simulations.preparation import Merchants
@@ -133,6 +134,7 @@ class Repetition:
                     model,
                     self.folder.path / "adapters" / f"{job.name}-seed{self.seed}",
                     numeric_names=federation.task.numeric_names,
+                    task=task_mapping(federation.task),
                 )
             if job.model == "text" and f"{job.name}+local" not in self._done:
                 self._local_adapters(job, last_D)
@@ -168,6 +170,7 @@ class Repetition:
         names = list(self.merchants.folders)
         names = names[:: max(1, len(names) // self.scenario.curve_merchants)]
         folders = {n: self.merchants.folders[n] for n in names}
+        main = self.scenario.task.objective.main
         for record in store.records():
             scores = self._scores(job.model, store.load(record["round"]), folders=folders)
             figures = [self._quality(name, s) for name, s in scores.items()]
@@ -179,7 +182,7 @@ class Repetition:
                     **record,
                     **{
                         metric: float(np.mean([f[metric] for f in figures]))
-                        for metric in ROUND_METRICS
+                        for metric in dict.fromkeys((main, *ROUND_METRICS))
                         if metric in figures[0]
                     },
                     "merchants": names,

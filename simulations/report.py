@@ -16,7 +16,6 @@ from silotune import __version__
 from silotune.tables.problems import counted
 from simulations import plots, plots_of_rounds
 from simulations.aggregate import (
-    METRICS,
     REFERENCE,
     ArmSummary,
     Summary,
@@ -31,8 +30,10 @@ from simulations.plot_style import Looks, styles
 from simulations.plots_of_rounds import duration, size
 from simulations.records import KINDS, Record
 from simulations.run_folder import Merchant, RunFolder, RunInfo, write_whole
-from simulations.summary import deltas, difference, figure, notices, share, spread_of, verdicts
+from simulations.summary import deltas, notices
 from simulations.tensorboard_scalars import write_tensorboard
+from simulations.verdicts import verdicts
+from simulations.wording import difference, figure, share, spread_of
 
 __all__ = ["write_report", "write_tensorboard"]
 
@@ -50,7 +51,8 @@ class _Spent:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _MerchantRow:
     merchant: Merchant
-    aucs: tuple[float | None, ...]
+    figures: tuple[float | None, ...]
+    """The main metric of each arm."""
 
 
 def write_report(run: RunFolder) -> Path:
@@ -62,7 +64,7 @@ def write_report(run: RunFolder) -> Path:
         ConfigError: a file of the run is damaged; names it and the line.
     """
     records = run.records()
-    summary = summarise(records)
+    summary = summarise(records, run.info.main)
     looks = styles(in_order(r["arm"] for r in records if isinstance(r.get("arm"), str)))
     environment = Environment(
         loader=PackageLoader("simulations"),
@@ -93,6 +95,7 @@ def _of_run(run: RunFolder, records: Sequence[Record], summary: Summary) -> dict
     return {
         "version": __version__,
         "info": info,
+        "main": info.main,
         "title": str(info.scenario.get("name", run.path.name)),
         "description": str(info.scenario.get("description", "")),
         "took": duration(seconds) if seconds is not None else "",
@@ -105,7 +108,8 @@ def _of_run(run: RunFolder, records: Sequence[Record], summary: Summary) -> dict
 
 
 def _of_results(info: RunInfo, records: Sequence[Record], summary: Summary) -> dict[str, Any]:
-    scored = {m: t for m, t in METRICS.items() if any(m in a.metrics for a in summary.arms)}
+    names = summary.main.names
+    scored = {m: t for m, t in names.items() if any(m in a.metrics for a in summary.arms)}
     shown, private = _merchant_arms(summary), measured(records)
     return {
         "summary": summary,
@@ -118,6 +122,7 @@ def _of_results(info: RunInfo, records: Sequence[Record], summary: Summary) -> d
         "traffic": traffic_of(records),
         "merchant_arms": shown,
         "merchants": list(_merchant_rows(info, summary, shown)),
+        "yes_or_no": any(m.test_positives is not None for m in info.merchants),
         "curve_note": _curve_note(records),
     }
 
@@ -125,15 +130,17 @@ def _of_results(info: RunInfo, records: Sequence[Record], summary: Summary) -> d
 def _plots(
     info: RunInfo, records: Sequence[Record], summary: Summary, looks: Looks
 ) -> Mapping[str, Markup | None]:
-    rounds = plots_of_rounds
+    rounds, main = plots_of_rounds, summary.main.key
     return {
         "overview": plots.overview_plot(summary, looks),
         "effects": plots.effects_plot(summary),
         "scatter": plots.scatter_plot(summary, looks),
         "merchants": plots.merchants_plot(summary, looks),
-        "calibration": plots.calibration_plot(records, looks),
-        "rounds_auc": rounds.rounds_plot(records, summary, looks, "auc"),
-        "rounds_log_loss": rounds.rounds_plot(records, summary, looks, "log_loss"),
+        "calibration": plots.calibration_plot(records, looks, summary.main),
+        "rounds_main": rounds.rounds_plot(records, summary, looks, main),
+        "rounds_log_loss": None
+        if main == "log_loss"
+        else rounds.rounds_plot(records, summary, looks, "log_loss"),
         "epsilon": rounds.epsilon_plot(records, looks),
         "merchant_epsilon": rounds.merchant_epsilon_plot(records, looks),
         "traffic": rounds.traffic_plot(records, looks),
@@ -159,17 +166,17 @@ def _epsilon(value: float) -> str:
 
 
 def _merchant_arms(summary: Summary) -> list[Arm]:
-    """Return the arms whose AUC is shown by merchant: alone, federated, and the private ones."""
+    """Return the arms that are shown by merchant: alone, federated, and the private ones."""
     scored = [row.arm for row in summary.arms]
     return [a for a in scored if a.name == REFERENCE or a.group in ("federated", "local")]
 
 
 def _merchant_rows(info: RunInfo, summary: Summary, arms: Sequence[Arm]) -> Iterator[_MerchantRow]:
-    aucs = [summary.per_merchant(arm.name) for arm in arms]
+    of_arms = [summary.per_merchant(arm.name) for arm in arms]
     described = {merchant.name: merchant for merchant in info.merchants}
     for name in sorted(described.keys() | set(summary.merchants)):
         merchant = described.get(name, Merchant(name=name))
-        yield _MerchantRow(merchant=merchant, aucs=tuple(auc.get(name) for auc in aucs))
+        yield _MerchantRow(merchant=merchant, figures=tuple(arm.get(name) for arm in of_arms))
 
 
 def _curve_note(records: Sequence[Record]) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from silotune import __version__
 from silotune.config import config, from_mapping
 from silotune.errors import ConfigError
+from simulations.judged import MainMetric
 from simulations.records import Record, plain, problem_of
 
 __all__ = ["ExcludedMerchant", "Merchant", "RunFolder", "RunInfo", "Status", "write_whole"]
@@ -25,7 +26,7 @@ __all__ = ["ExcludedMerchant", "Merchant", "RunFolder", "RunInfo", "Status", "wr
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 _INFO, _METRICS = "run.json", "metrics.jsonl"
-_DESCRIBED = ("merchants", "excluded", "private", "privacy_note", "timings")
+_DESCRIBED = ("merchants", "excluded", "main", "private", "privacy_note", "timings")
 
 
 @config
@@ -61,6 +62,8 @@ class RunInfo:
     """'running' without a process: the run was killed."""
     merchants: tuple[Merchant, ...] = ()
     excluded: tuple[ExcludedMerchant, ...] = ()
+    main: MainMetric = MainMetric()
+    """By which arms are compared. A run that does not say was about a yes or no."""
     private: bool = False
     """Whether noise and sampling were secret. False until said otherwise."""
     privacy_note: str = ""
@@ -174,7 +177,7 @@ class RunFolder:
         return records
 
     def describe(self, **fields: Any) -> None:
-        """Replace fields of ``run.json``: merchants, excluded, private, privacy_note, timings.
+        """Replace fields of ``run.json``: merchants, excluded, main, and others of `RunInfo`.
 
         Raises:
             ConfigError: another field, or a value of the wrong type.

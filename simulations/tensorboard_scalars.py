@@ -12,8 +12,9 @@ from tensorboard.summary.writer.event_file_writer import (  # type: ignore[impor
     EventFileWriter,
 )
 
-from simulations.aggregate import METRICS, epsilons_of, rounds_of, summarise
+from simulations.aggregate import epsilons_of, rounds_of, summarise
 from simulations.arm_labels import in_order
+from simulations.judged import MainMetric
 from simulations.records import ROUND_METRICS, Record
 from simulations.run_folder import RunFolder
 
@@ -39,30 +40,31 @@ def write_tensorboard(run: RunFolder) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     time = run.info.started.timestamp()
-    for name, scalars in _by_folder(records):
+    for name, scalars in _by_folder(records, run.info.main):
         _write(folder / name, scalars, time)
     return folder
 
 
-def _by_folder(records: Sequence[Record]) -> Iterator[tuple[str, list[_Scalar]]]:
-    summary, rounds, spent = summarise(records), rounds_of(records), epsilons_of(records)
+def _by_folder(records: Sequence[Record], main: MainMetric) -> Iterator[tuple[str, list[_Scalar]]]:
+    summary, rounds, spent = summarise(records, main), rounds_of(records), epsilons_of(records)
     for arm in in_order([*summary.scores, *rounds, *spent]):
         folder = _folder_name(arm.name)
         seeds: dict[int, list[_Scalar]] = {}
         for (seed, round_), record in rounds.get(arm.name, {}).items():
             scalars = seeds.setdefault(seed, [])
-            scalars += [(f"round/{k}", round_ + 1, record[k]) for k in _measured(record)]
+            scalars += [(f"round/{k}", round_ + 1, record[k]) for k in _measured(record, main)]
         for seed, scalars in seeds.items():
             yield f"{folder}/seed-{seed}", scalars
         largest = _largest(spent.get(arm.name, {}))
         overall = [("privacy/epsilon", round_ + 1, value) for round_, value in largest.items()]
-        figures = {metric: summary.figure(arm.name, metric) for metric in METRICS}
+        figures = {metric: summary.figure(arm.name, metric) for metric in main.names}
         overall += [(f"test/{metric}", 0, f.mean) for metric, f in figures.items() if f]
         yield folder, overall
 
 
-def _measured(record: Record) -> list[str]:
-    return [key for key in _ROUND_SCALARS if record.get(key) is not None]
+def _measured(record: Record, main: MainMetric) -> list[str]:
+    keys = dict.fromkeys((main.key, *_ROUND_SCALARS))
+    return [key for key in keys if record.get(key) is not None]
 
 
 def _largest(merchants: Mapping[str, Mapping[int, float]]) -> dict[int, float]:

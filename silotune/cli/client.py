@@ -9,6 +9,7 @@ import typer
 
 from silotune.cli.dashboard import dashboard_line, show_dashboard
 from silotune.cli.doctor import add_client
+from silotune.cli.score import add_score
 
 if TYPE_CHECKING:
     from privacy.ledger_report import LedgerRow
@@ -32,6 +33,7 @@ def register(root: typer.Typer) -> None:
     """Add the group to ``root``."""
     _group.add_typer(_ledger, name="ledger", help="What was spent, and what left.")
     add_client(_group)
+    add_score(_group)
     root.add_typer(_group, name="client", help="A merchant's own side: take part, and its ledger.")
 
 

@@ -8,8 +8,10 @@ scaled to unit length) and ``numeric`` are the named features in [0, 1].
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -18,8 +20,21 @@ from silotune.models.text_model import TextModel
 __all__ = ["export_adapter"]
 
 
-def export_adapter(model: TextModel, folder: Path, *, numeric_names: Sequence[str]) -> None:
-    """Write the current adapter of ``model`` into ``folder``, which may exist."""
+def export_adapter(
+    model: TextModel,
+    folder: Path,
+    *,
+    numeric_names: Sequence[str],
+    task: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the current adapter of ``model`` into ``folder``, which may exist.
+
+    Args:
+        model: whose adapter.
+        folder: to write into.
+        numeric_names: of the task's features, in order.
+        task: the task as a table of a file has it: `silotune client score` then needs no other.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if model.backbone is not None:
         model.backbone.save_pretrained(str(folder))
@@ -32,5 +47,8 @@ def export_adapter(model: TextModel, folder: Path, *, numeric_names: Sequence[st
         "pooling": model.pooling if model.backbone is not None else None,
         "max_tokens": model.cfg.max_tokens,
         "numeric": list(numeric_names),
+        "model": asdict(model.cfg),
+        "task": None if task is None else dict(task),
     }
-    (folder / "silotune.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(about, indent=2, default=str)
+    (folder / "silotune.json").write_text(text + "\n", encoding="utf-8")

@@ -35,10 +35,10 @@ from silotune.models.checkpointing import checkpoint_layers
 from silotune.models.last_layer import PooledLastLayer
 from silotune.models.prefix import FrozenPrefix
 
-__all__ = ["Head", "ModelConfig", "TextModel"]
+__all__ = ["NUMERIC_CENTRE", "Head", "ModelConfig", "TextModel"]
 
-
-_NUMERIC_CENTRE = 0.1
+NUMERIC_CENTRE = 0.1
+"""Of the numeric features: the head takes it away before its scale."""
 _FLOOR = 0.1
 
 
@@ -112,7 +112,7 @@ class Head(nn.Module):
 
     def forward(self, pooled_EH: Tensor | None, numeric_EF: Tensor) -> Tensor:
         """Return logits, (E, K)."""
-        parts = [self.numeric_scale * (numeric_EF - _NUMERIC_CENTRE)]
+        parts = [self.numeric_scale * (numeric_EF - NUMERIC_CENTRE)]
         if pooled_EH is not None:
             parts.insert(0, (pooled_EH - self.centre_H) @ self.whitening_HH)
         logits: Tensor = self.score(torch.cat(parts, dim=1))
@@ -128,7 +128,7 @@ class Head(nn.Module):
         size = weight.shape[1]
         text = len(self.centre_H) if hasattr(self, "centre_H") else 0
         numeric_KF = self.numeric_scale * weight[:, text:]
-        bias = bias - _NUMERIC_CENTRE * numeric_KF.sum(1)
+        bias = bias - NUMERIC_CENTRE * numeric_KF.sum(1)
         parts = [numeric_KF]
         if text:
             text_KH = weight[:, :text] @ self.whitening_HH.double().T

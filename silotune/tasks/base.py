@@ -3,8 +3,10 @@
 Shape suffixes: E examples, F numeric features, K outputs of the head.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.objective import Binary, Objective
 
-__all__ = ["Examples", "Task"]
+__all__ = ["AsksAt", "Examples", "Task", "keys_of"]
 
 _YES_OR_NO = Binary()
 
@@ -39,6 +41,9 @@ class Examples:
     """True where the example lies after the time split."""
     objective: Objective = _YES_OR_NO
     """What the labels mean, and the loss of a head that predicts them."""
+    keys: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """What names a row to its merchant, columns by name: ``user_id`` (the keyed hash of the silo
+    folder), the visit or date, the item or promotion. Training does not read it."""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -88,3 +93,23 @@ class Task(Protocol):
     def build(self, silo: SiloFolder) -> Examples:
         """Turn a silo's tables into examples. Raises DataError when there are none."""
         ...
+
+
+@runtime_checkable
+class AsksAt(Protocol):
+    """A task that can be asked about a date whose future nobody knows yet."""
+
+    def build_at(self, silo: SiloFolder, date: dt.datetime) -> Examples:
+        """Return what can be asked on ``date``, all of it test rows, their labels NaN.
+
+        No event at or after ``date`` is read (`silotune.tables.as_of`).
+
+        Raises:
+            DataError: nothing can be asked on that date.
+        """
+        ...
+
+
+def keys_of(rows: Sequence[Mapping[str, Any]], *columns: str) -> dict[str, list[Any]]:
+    """Return `Examples.keys` from the rows that examples were made of, by their own columns."""
+    return {column: [row[column] for row in rows] for column in columns}

@@ -6,14 +6,17 @@ features in bounded numbers, what the customer did before the date: recency, fre
 """
 
 import datetime as dt
+import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from silotune.config import config
 from silotune.errors import ConfigError, DataError
+from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples
+from silotune.tasks.base import Examples, keys_of
 from silotune.tasks.customer_sql import STATEMENTS
 from silotune.tasks.customer_words import NUMERIC, context_of, group_of, numeric_of, text_of
 from silotune.tasks.customer_words import public_texts as made_up_texts
@@ -109,7 +112,20 @@ class _Snapshots:
             group=[group_of(r) for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
             objective=objective,
+            keys=keys_of(rows, "user_id", "date"),
         )
+
+    def _build_at(self, silo: SiloFolder, objective: Objective, date: dt.datetime) -> Examples:
+        weeks = dt.timedelta(days=self.horizon_days)
+        at = replace(self, first=date - weeks, split=date, last=date + weeks, test_dates=1)
+        rows = [r for r in at._rows(SiloAsOf.of(silo, date)) if r["test"]]  # noqa: SLF001  # own
+        if not rows:
+            raise DataError(
+                f"{silo.path}: no customer bought {self.least_visits} times before {date}, the "
+                f"last time within {self.active_days} days of it. Ask about a date that the tables "
+                "cover."
+            )
+        return self._build(silo, objective, [[math.nan] * objective.outputs] * len(rows), rows)
 
     def _rows(self, silo: SiloFolder) -> list[dict[str, Any]]:
         return rows_of(
@@ -170,6 +186,10 @@ class CustomerChurn(_Snapshots):
         labels = [[float(r["future_visits"] == 0)] for r in rows]
         return self._build(silo, self.objective, labels, rows)
 
+    def build_at(self, silo: SiloFolder, date: dt.datetime) -> Examples:
+        """Ask about every customer who is active on ``date``; see `silotune.tasks.base.AsksAt`."""
+        return self._build_at(silo, self.objective, date)
+
 
 _SEGMENTS = ("at risk", "regular", "high value")
 
@@ -213,6 +233,10 @@ class CustomerSegment(_Snapshots):
         segments = [self._segment(r["future_spend"] / (self.horizon_days / 7)) for r in rows]
         one_hot = [[float(s == k) for k in range(len(_SEGMENTS))] for s in segments]
         return self._build(silo, self.objective, one_hot, rows)
+
+    def build_at(self, silo: SiloFolder, date: dt.datetime) -> Examples:
+        """Ask about every customer who is active on ``date``; see `silotune.tasks.base.AsksAt`."""
+        return self._build_at(silo, self.objective, date)
 
     def _segment(self, spend: float) -> int:
         return int(spend >= self.at_risk_below) + int(spend >= self.high_value_from)

@@ -7,14 +7,16 @@ numbers badly. Both use only what the customer did before the visit.
 
 import datetime as dt
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from silotune.config import config
 from silotune.errors import ConfigError, DataError
+from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples
+from silotune.tasks.base import Examples, keys_of
 from silotune.tasks.objective import Binary
 from silotune.tasks.promotion_sql import STATEMENTS
 from silotune.tasks.sql_run import rows_of
@@ -144,6 +146,34 @@ class PromotionResponse:
                 "falls within a promotion. Check the task's first, split and last against "
                 "`silotune data check`."
             )
+        return self._examples(rows, [[r["label"]] for r in rows])
+
+    def build_at(self, silo: SiloFolder, date: dt.datetime) -> Examples:
+        """Ask about every offer that runs on ``date``, to every customer seen before it.
+
+        As if all of them visited at that moment; see `silotune.tasks.base.AsksAt`.
+        """
+        moment = dt.timedelta(microseconds=1)
+        at = replace(
+            self,
+            first=date - moment,
+            split=date,
+            last=date + moment,
+            test_visits=1,
+            # Nothing is taken up yet: every offer counts as one that was not.
+            test_negatives=2**31 - 1,
+        )
+        known = SiloAsOf.of(silo, date, visit=True)
+        rows = [r for r in at._rows(known) if r["test"]]  # noqa: SLF001  # own
+        if not rows:
+            raise DataError(
+                f"{silo.path}: no promotion runs on {date}, or no customer was seen before it. "
+                "Ask about a date that the tables cover."
+            )
+        found = self._examples(rows, [[math.nan]] * len(rows))
+        return replace(found, keys={k: v for k, v in found.keys.items() if k != "visit_id"})
+
+    def _examples(self, rows: list[dict[str, Any]], labels: list[list[float]]) -> Examples:
         users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
         visits = {
             v: i for i, v in enumerate(dict.fromkeys((r["user_id"], r["visit_id"]) for r in rows))
@@ -152,12 +182,15 @@ class PromotionResponse:
             text=[_text(r) for r in rows],
             context=[_context(r) for r in rows],
             numeric_EF=np.array([_numeric(r) for r in rows], dtype=np.float32),
-            label_EK=np.array([[r["label"]] for r in rows], dtype=np.float32),
+            label_EK=np.array(labels, dtype=np.float32),
             user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
             visit_E=np.array([visits[r["user_id"], r["visit_id"]] for r in rows], dtype=np.int64),
             group=[r["category"] for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
             objective=self.objective,
+            keys=keys_of(
+                rows, "user_id", "visit_id", "time", "category", "offer_start", "offer_end"
+            ),
         )
 
     def _rows(self, silo: SiloFolder) -> list[dict[str, Any]]:

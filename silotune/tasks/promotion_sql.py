@@ -142,6 +142,7 @@ FROM ranked GROUP BY user_id, visit_id;
 
 _EXAMPLES = """
 SELECT s.user_id, s.visit_id, s.time, s.test, s.label,
+       o.start AS offer_start, o."end" AS offer_end,
        o.category, o.item_count, o.brand, o.title, o.placement, o.mechanic,
        coalesce(o.depth, 0) AS depth,
        coalesce(r.category_visits, 0) AS category_visits, r.weeks_since,

@@ -27,6 +27,7 @@ from silotune.models.text_model import Head, ModelConfig, TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
 from tests.client.real_node import daemon, node  # noqa: F401  # fixtures
+from tests.client.scoring import made, silo  # noqa: F401  # fixtures
 
 WORDS, NUMERIC, LONGEST = 50, 3, 12
 SHAPE = {
@@ -234,5 +235,5 @@ def made_up_subject():
 @pytest.fixture(scope="module")
 def text_subject(small_federation, tmp_path_factory):
     federation = read_federation(small_federation(tmp_path_factory.mktemp("a"), "plain"))
-    silo = SiloFolder.open(Path(federation.silos[0]))
-    return subject_of(silo, federation.task, federation.models["text"], canaries=_ROOM)
+    folder = SiloFolder.open(Path(federation.silos[0]))
+    return subject_of(folder, federation.task, federation.models["text"], canaries=_ROOM)

@@ -11,9 +11,13 @@ import privacy.randomness
 from client.attacks import noiseless
 from client.audit import fresh_source, one_run_scores, quick_audit, seeded_sources, trial_scores
 from client.audit_canaries import bystanders, insert_canaries
+from client.audit_run import subject_of
 from privacy.audit import gaussian_canary_epsilon, one_run_epsilon
 from privacy.randomness import SeededSource
 from silotune.errors import ConfigError
+from silotune.tables.silo_folder import SiloFolder
+from silotune.tables.synthetic import SyntheticConfig, generate
+from simulations.scenario import load_scenario
 
 
 def weaker_noise(share):
@@ -185,3 +189,12 @@ def test_a_seed_repeats_the_audit_and_its_runs_differ(claim):
 def test_settings_out_of_range_are_refused_by_name(claim, wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         replace(claim, **wrong)
+
+
+def test_a_task_that_is_no_yes_or_no_is_refused_with_a_way_out(tmp_path):
+    generate(SyntheticConfig(merchants=1, users_per_merchant=8, weeks=4), tmp_path / "s")
+    silo = SiloFolder.open(tmp_path / "s" / "merchant-0001")
+    known = load_scenario("segment")
+    with pytest.raises(ConfigError, match="one of 3 classes") as error:
+        subject_of(silo, known.task, known.model, canaries=10)
+    assert "Audit a yes-or-no task" in str(error.value)

@@ -4,9 +4,10 @@ import re
 
 import pytest
 
+from simulations.aggregate import summarise
 from simulations.report import write_report
 from simulations.run_folder import RunFolder
-from simulations.summary import summarise, verdicts
+from simulations.verdicts import verdicts
 
 HEADINGS = [
     "AUC of every arm",

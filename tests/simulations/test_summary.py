@@ -6,9 +6,11 @@ import statistics
 import pytest
 from rich.console import Console
 
+from simulations.aggregate import summarise
 from simulations.arm_labels import arm_named, in_order
 from simulations.run_folder import RunFolder
-from simulations.summary import effects, print_summary, summarise, verdicts
+from simulations.summary import print_summary
+from simulations.verdicts import effects, verdicts
 
 
 def score(seed, arm, merchant, auc, **others):
@@ -121,8 +123,8 @@ def test_the_sentences_answer_the_questions_of_the_comparison(whole_run):
     assert len(claims) == 8
     gain = summary.compare("federated", "logistic-local").gain.mean
     assert claims[0] == (
-        "Federated without noise beats logistic regression at each merchant alone "
-        f"by {gain:.3f} AUC."
+        "Federated without noise beats the best simple method, logistic regression at each "
+        f"merchant alone, by {gain:.3f} AUC."
     )
     cost = summary.compare("federated", "federated-eps8").gain.mean
     assert f"Privacy at ε = 8 costs {cost:.3f} AUC." in claims

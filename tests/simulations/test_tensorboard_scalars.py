@@ -4,8 +4,8 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from simulations.aggregate import summarise
 from simulations.report import write_tensorboard
-from simulations.summary import summarise
 
 
 def test_tensorboard_has_every_curve_of_every_seed(whole_run):
