@@ -5,8 +5,8 @@ discount and brings nothing; whoever buys because of it brings the margin that i
 budget over all customers this is the multiple-choice knapsack problem. Its linear relaxation is
 solved exactly: each customer's upgrades lie on the upper hull of (spend, profit), and are taken in
 the order of profit per unit of spend (Sinha and Zoltners 1979, doi:10.1287/opre.27.3.503). At most
-one customer is then split, so that what rounding loses is below one customer's profit. Few
-customers, or few groups that must have one depth, are solved by branch and bound (HiGHS).
+one customer is then split, so that what rounding loses is below one customer's profit. Where few
+groups must each have one depth, every combination is tried.
 
 Nothing here is released: it reads a merchant's own predictions, on the merchant's machine.
 
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, sparse
 
 from silotune.config import config
 from silotune.errors import ConfigError, DataError
@@ -28,9 +27,8 @@ __all__ = ["Allocation", "Audience", "CampaignRules", "allocate"]
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
 
-_EXACT_GROUPS = 500
-"""Up to so many, branch and bound takes a second or so."""
-_SECONDS = 20.0
+_COMBINATIONS = 200_000
+"""Up to so many are tried one and all: no rounding of a few groups comes near their best."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -132,7 +130,7 @@ class Allocation:
     profit: float
     """Expected profit beside no discount for anyone."""
     spend: float
-    """Expected discount given; within the budget, to a millionth of currency."""
+    """Expected discount given; within the budget."""
     bound: float
     """Profit of the linear relaxation: no allocation within the rules has more."""
     shadow_price: float
@@ -170,9 +168,11 @@ def allocate(
     profit_GD = np.where(allowed_UD, profit_UD, -np.inf)
     upgrades = _upgrades(profit_GD, spend_UD)
     taken, bound, price = _relaxed(upgrades, rules.budget)
-    choice_G = _rounded(upgrades, taken, len(profit_GD), rules.budget)
-    if len(profit_GD) <= _EXACT_GROUPS:
-        choice_G = _exact(profit_GD, spend_UD, rules.budget, otherwise=choice_G)
+    groups, depths = profit_GD.shape
+    if groups * np.log(depths) <= np.log(_COMBINATIONS):
+        choice_G = _exact(profit_GD, spend_UD, rules.budget)
+    else:
+        choice_G = _rounded(upgrades, taken, groups, rules.budget)
     each = np.arange(len(choice_G))
     return Allocation(
         choice_U=choice_G[inverse_U],
@@ -266,29 +266,11 @@ def _rounded(upgrades: _Upgrades, taken: int, groups: int, budget: float) -> _In
     return choice_G
 
 
-def _exact(profit_GD: _Floats, spend_GD: _Floats, budget: float, otherwise: _Ints) -> _Ints:
-    """Solve by branch and bound; ``otherwise`` where that finds nothing in its time.
-
-    Depths without profit are not offered to the solver.
-    """
-    choice_G = np.zeros(len(profit_GD), dtype=np.int64)
-    group_S, depth_S = np.nonzero(profit_GD > 0)
-    if not group_S.size:
-        return choice_G
-    ones = np.ones(group_S.size)
-    once = sparse.csr_array((ones, (group_S, np.arange(group_S.size))))
-    found = optimize.milp(
-        -profit_GD[group_S, depth_S],
-        integrality=ones,
-        bounds=optimize.Bounds(0, 1),
-        constraints=[
-            optimize.LinearConstraint(once, ub=1.0),
-            optimize.LinearConstraint(spend_GD[group_S, depth_S][None], ub=budget),
-        ],
-        options={"mip_rel_gap": 1e-6, "time_limit": _SECONDS},
-    )
-    if found.x is None:
-        return otherwise
-    chosen = found.x > 0.5
-    choice_G[group_S[chosen]] = depth_S[chosen]
-    return choice_G
+def _exact(profit_GD: _Floats, spend_GD: _Floats, budget: float) -> _Ints:
+    """Try every combination of the groups' depths."""
+    profit_C, spend_C = np.zeros(1), np.zeros(1)
+    for profit_D, spend_D in zip(profit_GD, spend_GD, strict=True):
+        profit_C = np.add.outer(profit_C, profit_D).ravel()
+        spend_C = np.add.outer(spend_C, spend_D).ravel()
+    best = int(np.where(spend_C <= budget, profit_C, -np.inf).argmax())
+    return np.array(np.unravel_index(best, (profit_GD.shape[1],) * len(profit_GD)), dtype=np.int64)
