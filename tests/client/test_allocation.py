@@ -126,6 +126,22 @@ def test_rounding_comes_near_the_best_of_few_customers_and_keeps_within_the_budg
     assert exact.profit - rounded.profit <= audience.profits().max()
 
 
+def test_a_step_is_not_taken_without_the_one_before_it(monkeypatch):
+    # 27 for the first step, 4 more for the second: the second alone is within the budget.
+    audience = Audience(
+        depth_D=np.array([0.0, 0.3, 0.31]),
+        chance_UD=np.array([[0.0, 0.9, 1.0]]),
+        price_U=np.array([100.0]),
+        unit_cost_U=np.array([0.0]),
+    )
+    monkeypatch.setattr(client.allocation, "_COMBINATIONS", 1)
+    for budget, depth in ((10.0, 0), (27.5, 1), (31.0, 2)):
+        rules = CampaignRules(budget=budget)
+        found = allocate(audience, rules)
+        held_to(audience, rules, found)
+        assert found.choice_U.tolist() == [depth]
+
+
 def test_a_group_gets_one_depth_that_all_of_it_may_have():
     kind = ["new"] * 30 + ["old"] * 30
     audience = an_audience(60, 1, kind=kind)
