@@ -21,6 +21,11 @@ GROUPS: dict[Group, str] = {
 _BASELINES = {
     "popularity": "Popularity",
     "rfm-rules": "RFM rules, each merchant alone",
+    "mean": "One value for all",
+    "mean-by-group": "Mean of the group",
+    "median-by-group": "Median of the group",
+    "linear-local": "Linear, each merchant alone",
+    "linear-pooled": "Linear, pooled data",
     "logistic-local": "Logistic, each merchant alone",
     "logistic-pooled": "Logistic, pooled data",
     "local-only": "LoRA, each merchant alone",

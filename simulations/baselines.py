@@ -8,7 +8,7 @@ Shape suffixes: E examples, F numeric features, G groups, K outputs, C classes t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from silotune.tasks.base import Examples
-from silotune.tasks.objective import Classes
+from silotune.tasks.dose_response import DoseResponse
+from silotune.tasks.objective import Binary, Classes
+from simulations.baselines_values import by_group, flat, linear
 
 __all__ = ["METHODS", "Method", "logistic", "popularity"]
 
@@ -38,6 +40,11 @@ def popularity(examples: Examples) -> _Floats:
     The group's rate, or that of each class, is drawn towards the overall rate, which counts as
     ten further rows; a group that training never saw has the overall rate.
     """
+    objective = examples.objective
+    if isinstance(objective, DoseResponse):
+        # What sells, at any dose.
+        logits_E1 = popularity(_at_dose(examples, 0.0))
+        return np.column_stack([logits_E1, objective.sensitivities(np.zeros(len(logits_E1)))])
     train, test = examples.rows(test=False), examples.rows(test=True)
     _, group_E = np.unique(np.asarray(examples.group, dtype=object), return_inverse=True)
     label_EK = examples.label_EK[train].astype(np.float64)
@@ -55,7 +62,8 @@ def popularity(examples: Examples) -> _Floats:
 def logistic(examples_list: Sequence[Examples], *, pooled: bool) -> list[_Floats]:
     """Score by logistic regression on the numeric features; one array (E, K) per merchant.
 
-    Several classes: multinomial.
+    Several classes: multinomial. A chance that rises with a dose: the dose is one more feature,
+    left out where its weight would be below 0.
 
     The penalty is the one with the least log loss in cross-validation on the training rows,
     in which all rows of a user lie in the same fold. A merchant whose training rows are all
@@ -66,10 +74,12 @@ def logistic(examples_list: Sequence[Examples], *, pooled: bool) -> list[_Floats
         pooled: one regression on everyone's training rows, which no merchant could run
             without seeing the others' customers; False: one per merchant, on its own.
     """
-    if pooled:
-        fitted = _fit_chosen(examples_list)
-        return [fitted.logits(e.numeric_EF[e.rows(test=True)]) for e in examples_list]
-    return [_fit_chosen([e]).logits(e.numeric_EF[e.rows(test=True)]) for e in examples_list]
+    if not pooled:
+        return [found for e in examples_list for found in logistic([e], pooled=True)]
+    if isinstance(examples_list[0].objective, DoseResponse):
+        return _dose_logistic(examples_list, examples_list[0].objective)
+    fitted = _fit_chosen(examples_list)
+    return [fitted.logits(e.numeric_EF[e.rows(test=True)]) for e in examples_list]
 
 
 METHODS: Mapping[str, Method] = {
@@ -78,6 +88,11 @@ METHODS: Mapping[str, Method] = {
     "rfm-rules": lambda silos: [popularity(e) for e in silos],
     "logistic-local": lambda silos: logistic(silos, pooled=False),
     "logistic-pooled": lambda silos: logistic(silos, pooled=True),
+    "mean": lambda silos: [flat(e) for e in silos],
+    "mean-by-group": lambda silos: [by_group(e, median=False) for e in silos],
+    "median-by-group": lambda silos: [by_group(e, median=True) for e in silos],
+    "linear-local": lambda silos: linear(silos, pooled=False),
+    "linear-pooled": lambda silos: linear(silos, pooled=True),
 }
 """Simple methods by the name of their arm; a task says which of them are its own."""
 
@@ -102,6 +117,36 @@ class _Fitted:
             found = np.stack([np.zeros_like(found), found], axis=1)
         out_EK[:, self.model.classes_.astype(int)] = found - _log_sum(found)
         return out_EK
+
+
+def _dose_logistic(examples_list: Sequence[Examples], objective: DoseResponse) -> list[_Floats]:
+    fitted = _fit_chosen([_at_dose(e) for e in examples_list])
+    out = []
+    for examples in examples_list:
+        rows = examples.rows(test=True)
+        low, high = (
+            fitted.logits(_at_dose(examples, d).numeric_EF[rows])[:, 0] for d in (0.0, 1.0)
+        )
+        out.append((low, high - low))
+    if any((slope_E < 0).any() for _, slope_E in out):
+        fitted = _fit_chosen([_at_dose(e, 0.0) for e in examples_list])
+        out = []
+        for examples in examples_list:
+            still = _at_dose(examples, 0.0).numeric_EF[examples.rows(test=True)]
+            out.append((fitted.logits(still)[:, 0], np.zeros(len(still))))
+    return [np.column_stack([low, objective.sensitivities(slope)]) for low, slope in out]
+
+
+def _at_dose(examples: Examples, dose: float | None = None) -> Examples:
+    """Return a yes or no with the dose as its last feature: each row's own, or ``dose``."""
+    own_E1 = examples.label_EK[:, 1:].clip(0.0, 1.0)
+    dose_E1 = own_E1 if dose is None else np.full_like(own_E1, dose)
+    return replace(
+        examples,
+        numeric_EF=np.concatenate([examples.numeric_EF, dose_E1], axis=1),
+        label_EK=examples.label_EK[:, :1],
+        objective=Binary(),
+    )
 
 
 def _fit_chosen(examples_list: Sequence[Examples]) -> _Fitted:

@@ -8,9 +8,9 @@ removes that user's rows and changes no other row: this is what user-level diffe
 privacy of the training assumes.
 """
 
-__all__ = ["STATEMENTS"]
+__all__ = ["EXAMPLES", "OFFERS", "PAST", "STATEMENTS", "VISITS"]
 
-_OFFERS = """
+OFFERS = """
 CREATE OR REPLACE TEMP TABLE item_category AS
 SELECT item_id, lower(coalesce(brand, '')) AS brand, title,
        array_to_string(list_slice(string_split(category, ' > '), 1, $level), ' > ') AS category,
@@ -47,7 +47,7 @@ SELECT DISTINCT o.offer_id, p.item_id
 FROM promoted p JOIN offers o USING (category, start, "end");
 """
 
-_VISITS = """
+VISITS = """
 CREATE OR REPLACE TEMP TABLE bought AS
 SELECT e.user_id, e.visit_id, e.time, e.item_id, c.category, c.family, c.brand, e.kind,
        -- Whole ten-thousandths and millionths. A sum of floats depends on how threads share out
@@ -72,6 +72,9 @@ QUALIFY row_number() OVER (
     PARTITION BY user_id, test ORDER BY hash(visit_id, $seed), visit_id
 ) <= CASE WHEN test THEN $test_visits ELSE $train_visits END;
 
+"""
+
+_SLATES = """
 CREATE OR REPLACE TEMP TABLE slates AS
 WITH candidate AS (
     SELECT v.user_id, v.visit_id, v.time, v.test, o.offer_id
@@ -94,7 +97,7 @@ FROM (
 );
 """
 
-_PAST = """
+PAST = """
 CREATE OR REPLACE TEMP TABLE relation AS
 SELECT s.row,
        count(DISTINCT b.visit_id) AS category_visits,
@@ -140,7 +143,7 @@ SELECT user_id, visit_id,
 FROM ranked GROUP BY user_id, visit_id;
 """
 
-_EXAMPLES = """
+EXAMPLES = """
 SELECT s.user_id, s.visit_id, s.time, s.test, s.label,
        o.start AS offer_start, o."end" AS offer_end,
        o.category, o.item_count, o.brand, o.title, o.placement, o.mechanic,
@@ -159,5 +162,5 @@ LEFT JOIN favourites f USING (user_id, visit_id)
 ORDER BY s.row;
 """
 
-STATEMENTS = (_OFFERS, _VISITS, _PAST, _EXAMPLES)
+STATEMENTS = (OFFERS, VISITS, _SLATES, PAST, EXAMPLES)
 """Run in order on a silo's connection; the last one yields the rows."""

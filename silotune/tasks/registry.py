@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from silotune.config import ByKey, from_mapping
 from silotune.errors import ConfigError
 from silotune.tasks.customers import CustomerChurn, CustomerSegment
+from silotune.tasks.discounts import DiscountDepth, DiscountResponse
 from silotune.tasks.promotion_response import PromotionResponse
 
 __all__ = ["DEFAULT", "TASKS", "AnyTask", "read_task", "task_mapping"]
@@ -14,14 +15,20 @@ __all__ = ["DEFAULT", "TASKS", "AnyTask", "read_task", "task_mapping"]
 DEFAULT = "promotion-response"
 """What a table without a ``name`` means: files that were written before there were others."""
 
-TASKS: Mapping[str, type[PromotionResponse | CustomerChurn | CustomerSegment]] = {
+TASKS: Mapping[
+    str,
+    type[PromotionResponse | CustomerChurn | CustomerSegment | DiscountDepth | DiscountResponse],
+] = {
     DEFAULT: PromotionResponse,
     "customer-churn": CustomerChurn,
     "customer-segment": CustomerSegment,
+    "discount-depth": DiscountDepth,
+    "discount-response": DiscountResponse,
 }
 
 AnyTask = Annotated[
-    PromotionResponse | CustomerChurn | CustomerSegment, ByKey("name", default=DEFAULT)
+    PromotionResponse | CustomerChurn | CustomerSegment | DiscountDepth | DiscountResponse,
+    ByKey("name", default=DEFAULT),
 ]
 """Type of a config field that holds a task; its ``name`` says which."""
 
