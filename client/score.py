@@ -30,7 +30,6 @@ from silotune.models.stored import read_adapter
 from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import AsksAt, Examples, Task
-from silotune.tasks.objective import Classes
 
 __all__ = ["Scored", "load_model", "score_examples", "score_silo", "write_scores"]
 
@@ -145,9 +144,9 @@ def write_scores(
 ) -> None:
     """Write ``scored`` to ``out``, whole or not at all, mode 0600.
 
-    Columns: the examples' keys (``user_id`` first), then ``score``, or a column for each class by
-    its name, and with ``with_labels`` what happened, as ``label``. The file's metadata say under
-    ``silotune`` which task, date and adapter it is of.
+    Columns: the examples' keys (``user_id`` first), then `Objective.score_names` (``score``, or a
+    column for each class by its name), and with ``with_labels`` `Objective.outcomes` (``label``).
+    The file's metadata say under ``silotune`` which task, date and adapter it is of.
 
     Raises:
         ConfigError: labels are asked for that nobody knows yet, or ``out`` cannot be written.
@@ -178,16 +177,12 @@ def _table(scored: Scored, *, with_labels: bool) -> pa.Table:
     columns: dict[str, Any] = {}
     for name, values in examples.keys.items():
         columns[name] = pa.array([values[i] for i in rows])
-    names = objective.names if isinstance(objective, Classes) else ("score",)
-    for name, score_E in zip(names, scored.score_EK.T, strict=True):
+    for name, score_E in zip(objective.score_names, scored.score_EK.T, strict=True):
         columns[name if name not in columns else f"score {name}"] = pa.array(score_E, pa.float32())
     if with_labels:
-        label_EK = examples.label_EK[rows]
-        columns["label"] = (
-            pa.array([objective.names[k] for k in label_EK.argmax(1)])
-            if isinstance(objective, Classes)
-            else pa.array(label_EK[:, 0], pa.float32())
-        )
+        for name, values in objective.outcomes(examples.label_EK[rows]).items():
+            numeric = isinstance(values[0], float)
+            columns[name] = pa.array(values, pa.float32() if numeric else pa.string())
     return pa.table(columns)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from silotune.config import config
 from silotune.errors import ConfigError, DataError
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples
+from silotune.tasks.base import Examples, keys_of
 from silotune.tasks.discount_sql import DEPTH_STATEMENTS, RESPONSE_STATEMENTS
 from silotune.tasks.dose_response import DoseResponse
 from silotune.tasks.objective import Bounded, Objective
@@ -113,6 +113,7 @@ class _Visits:
             group=[r["category"] for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
             objective=objective,
+            keys=keys_of(rows, "user_id", "visit_id", "time", "category"),
         )
 
     def _nothing(self, silo: SiloFolder, what: str) -> DataError:

@@ -9,7 +9,7 @@ Shape suffixes: E examples, K = 2 outputs (level, sensitivity) or labels (yes, d
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,6 +39,7 @@ class DoseResponse:
     larger_is_better: ClassVar[bool] = True
     # They would take the dose for a second outcome.
     private_histograms: ClassVar[bool] = False
+    score_names: ClassVar[tuple[str, ...]] = ("score", "slope")
 
     steepness: float = 4.0
     """Scale of the sensitivity. A head that starts at 0 starts with ``steepness · ln 2`` of logit
@@ -87,6 +88,10 @@ class DoseResponse:
     def scores(self, logits_EK: NDArray[np.floating]) -> _Floats:
         """Return the chance without a dose, and what a dose of 1 adds to the logit, (E, 2)."""
         return np.stack([self.curve(logits_EK, [0.0])[:, 0], self.slopes(logits_EK)], axis=1)
+
+    def outcomes(self, label_EK: NDArray[np.floating]) -> dict[str, list[Any]]:
+        """Return ``label``, 0 or 1, and ``dose``, in [0, 1]."""
+        return {"label": label_EK[:, 0].tolist(), "dose": label_EK[:, 1].tolist()}
 
     def quality(
         self, label_EK: ArrayLike, logits_EK: ArrayLike, visit_E: ArrayLike

@@ -10,7 +10,7 @@ Shape suffixes: E examples, K outputs of the head.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,6 +60,15 @@ class Objective(Protocol):
         """Return what a user of the model reads, (E, K): chances, or predicted values."""
         ...
 
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the columns of `scores`."""
+        ...
+
+    def outcomes(self, label_EK: NDArray[np.floating]) -> dict[str, list[Any]]:
+        """Return what happened, as a person reads it: columns by name, E values each."""
+        ...
+
     def quality(
         self, label_EK: ArrayLike, logits_EK: ArrayLike, visit_E: ArrayLike
     ) -> dict[str, float]:
@@ -83,6 +92,7 @@ class Binary:
     main: ClassVar[str] = "auc"
     larger_is_better: ClassVar[bool] = True
     private_histograms: ClassVar[bool] = True
+    score_names: ClassVar[tuple[str, ...]] = ("score",)
 
     ranked: bool = False
     """Whether the examples of a visit are ranked against each other: NDCG and recall count."""
@@ -96,6 +106,10 @@ class Binary:
     def scores(self, logits_EK: NDArray[np.floating]) -> _Floats:
         """Return the chance of a yes, (E, 1)."""
         return np.exp(-np.logaddexp(0.0, -np.asarray(logits_EK, np.float64)))
+
+    def outcomes(self, label_EK: NDArray[np.floating]) -> dict[str, list[Any]]:
+        """Return ``label``, 0 or 1."""
+        return {"label": label_EK[:, 0].tolist()}
 
     def quality(
         self, label_EK: ArrayLike, logits_EK: ArrayLike, visit_E: ArrayLike
@@ -142,6 +156,15 @@ class Classes:
     def outputs(self) -> int:
         """One logit for each class."""
         return len(self.names)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.names
+
+    def outcomes(self, label_EK: NDArray[np.floating]) -> dict[str, list[Any]]:
+        """Return ``label``, the name of the class."""
+        return {"label": [self.names[k] for k in label_EK.argmax(1)]}
 
     def loss(self, logits_EK: "Tensor", label_EK: "Tensor") -> "Tensor":
         """Return the summed cross-entropy, nats."""
@@ -211,6 +234,7 @@ class Bounded:
     main: ClassVar[str] = "mae"
     larger_is_better: ClassVar[bool] = False
     private_histograms: ClassVar[bool] = False
+    score_names: ClassVar[tuple[str, ...]] = ("score",)
 
     low: float = 0.0
     high: float = 1.0
@@ -234,6 +258,10 @@ class Bounded:
     def scores(self, logits_EK: NDArray[np.floating]) -> _Floats:
         """Return the predicted value within the bounds, (E, 1)."""
         return np.clip(np.asarray(logits_EK, np.float64), self.low, self.high)
+
+    def outcomes(self, label_EK: NDArray[np.floating]) -> dict[str, list[Any]]:
+        """Return ``label``, the value."""
+        return {"label": label_EK[:, 0].tolist()}
 
     def quality(
         self, label_EK: ArrayLike, logits_EK: ArrayLike, visit_E: ArrayLike

@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from client.score import score_silo, write_scores
 from client.score_settings import score_settings
 from silotune.errors import DataError
+from silotune.tasks.discounts import DiscountResponse
 from tests.client.scoring import (
     CHURN,
     DATE,
     PROMOTION,
     SEGMENT,
+    SPAN,
     TASKS,
     exported,
     score,
@@ -185,3 +187,16 @@ def test_an_adapter_that_blows_up_gives_no_file(silo, tmp_path):
     )
     with pytest.raises(DataError, match="no numbers"):
         score_silo(settings, silo, as_of=DATE)
+
+
+def test_a_response_to_a_discount_is_told_with_what_it_adds(silo, tmp_path):
+    task = DiscountResponse(**SPAN, category_level=2)
+    exported(task, tmp_path / "a")
+    table = score(silo, task.name, tmp_path / "a", tmp_path / "s.parquet", labels=True)
+    assert table.column_names == [
+        *("user_id", "visit_id", "time", "category"),
+        *("score", "slope", "label", "dose"),
+    ]
+    assert table.num_rows > 20
+    assert min(table["slope"].to_pylist()) > 0
+    assert len(set(table["dose"].to_pylist())) > 1

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from silotune.errors import ConfigError
+from silotune.tasks.dose_response import DoseResponse
 from silotune.tasks.metrics import auc, log_loss
 from silotune.tasks.objective import Binary, Bounded, Classes
 
@@ -123,3 +124,19 @@ def test_classes_need_two_different_names(names):
 def test_bounds_must_be_in_order(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Bounded(**wrong)
+
+
+@pytest.mark.parametrize("objective", [*ALL, DoseResponse()], ids=lambda o: type(o).__name__)
+def test_scores_and_outcomes_have_a_name_for_each_column(objective):
+    logits, labels = drawn(objective)
+    assert objective.scores(logits.numpy()).shape == (50, len(objective.score_names))
+    told = objective.outcomes(labels.numpy())
+    assert all(len(values) == 50 for values in told.values())
+    assert not told.keys() & set(objective.score_names)
+    assert "label" in told
+
+
+def test_outcomes_are_what_the_labels_say():
+    assert THREE.outcomes(np.eye(3, dtype=np.float32)[[2, 0]]) == {"label": ["c", "a"]}
+    told = DoseResponse().outcomes(np.array([[1.0, 0.25], [0.0, 0.5]], np.float32))
+    assert told == {"label": [1.0, 0.0], "dose": [0.25, 0.5]}
