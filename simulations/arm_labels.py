@@ -28,6 +28,7 @@ _BASELINES = {
     "linear-pooled": "Linear, pooled data",
     "logistic-local": "Logistic, each merchant alone",
     "logistic-pooled": "Logistic, pooled data",
+    "trees-local": "Boosted trees, each merchant alone",
     "local-only": "LoRA, each merchant alone",
     "pooled": "LoRA, pooled data (ceiling)",
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
@@ -20,18 +21,21 @@ from silotune.tasks.dose_response import DoseResponse
 from silotune.tasks.objective import Binary, Classes
 from simulations.baselines_values import by_group, flat, linear
 
-__all__ = ["METHODS", "Method", "logistic", "popularity"]
+__all__ = ["METHODS", "Method", "logistic", "popularity", "trees"]
 
 Method = Callable[[Sequence[Examples]], Sequence[NDArray[np.float64]]]
 """From the examples of every merchant to the logits, (E, K), of every merchant's test rows."""
 
 _Floats = NDArray[np.float64]
+_Classifier = LogisticRegression | HistGradientBoostingClassifier
 
 _PRIOR_ROWS = 10.0
 """Rows that the overall rate counts for in a group's rate."""
 _INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """Candidates for C of `LogisticRegression`, strongest penalty first."""
 _FOLDS = 5
+_TREES = (10, 20, 40, 80, 160)
+"""Candidates for how many trees are added up."""
 
 
 def popularity(examples: Examples) -> _Floats:
@@ -82,6 +86,18 @@ def logistic(examples_list: Sequence[Examples], *, pooled: bool) -> list[_Floats
     return [fitted.logits(e.numeric_EF[e.rows(test=True)]) for e in examples_list]
 
 
+def trees(examples: Examples) -> _Floats:
+    """Score by gradient-boosted trees on the numeric features of one merchant, (E, K).
+
+    Histogram trees as scikit-learn has them, after LightGBM (Ke et al. 2017): at most 15 leaves
+    with 20 rows each. How many is chosen as the penalty of `logistic` is.
+    """
+    numeric_EF, label_EK, user_E = _training_rows([examples])
+    count = _chosen_trees(numeric_EF, label_EK, user_E, _loss_of(examples))
+    fitted = _fit(numeric_EF, label_EK, _boosted(count))
+    return fitted.logits(examples.numeric_EF[examples.rows(test=True)])
+
+
 METHODS: Mapping[str, Method] = {
     "popularity": lambda silos: [popularity(e) for e in silos],
     # Rates of recency × frequency × money: the task's groups.
@@ -93,29 +109,34 @@ METHODS: Mapping[str, Method] = {
     "median-by-group": lambda silos: [by_group(e, median=True) for e in silos],
     "linear-local": lambda silos: linear(silos, pooled=False),
     "linear-pooled": lambda silos: linear(silos, pooled=True),
+    "trees-local": lambda silos: [trees(e) for e in silos],
 }
 """Simple methods by the name of their arm; a task says which of them are its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Fitted:
-    """A regression, or the same logits for every row where there is one class only."""
+    """A classifier, or the same logits for every row where there is one class only."""
 
-    model: LogisticRegression | None
+    model: _Classifier | None
     constant_K: _Floats
-    """Logits before, or in place of, the regression's: those of classes that it has not seen."""
+    """Logits before, or in place of, the model's: those of classes that it has not seen."""
 
     def logits(self, numeric_EF: NDArray[np.floating]) -> _Floats:
-        out_EK = np.repeat(self.constant_K[None], len(numeric_EF), axis=0)
         # scikit-learn refuses an empty array.
         if self.model is None or not len(numeric_EF):
-            return out_EK
-        found: _Floats = self.model.decision_function(numeric_EF.astype(np.float64))
+            return np.repeat(self.constant_K[None], len(numeric_EF), axis=0)
+        return self.spread(self.model.decision_function(numeric_EF.astype(np.float64)))
+
+    def spread(self, found: _Floats) -> _Floats:
+        """Return what the model decided on the classes that it has seen as logits of all."""
+        out_EK = np.repeat(self.constant_K[None], len(found), axis=0)
         if len(self.constant_K) == 1:
             return found[:, None]
         if found.ndim == 1:
             found = np.stack([np.zeros_like(found), found], axis=1)
-        out_EK[:, self.model.classes_.astype(int)] = found - _log_sum(found)
+        seen_C = np.asarray(getattr(self.model, "classes_", ())).astype(int)
+        out_EK[:, seen_C] = found - _log_sum(found)
         return out_EK
 
 
@@ -150,6 +171,15 @@ def _at_dose(examples: Examples, dose: float | None = None) -> Examples:
 
 
 def _fit_chosen(examples_list: Sequence[Examples]) -> _Fitted:
+    numeric_EF, label_EK, user_E = _training_rows(examples_list)
+    penalty = _chosen_penalty(numeric_EF, label_EK, user_E, _loss_of(examples_list[0]))
+    return _fit(numeric_EF, label_EK, _regression(penalty))
+
+
+def _training_rows(
+    examples_list: Sequence[Examples],
+) -> tuple[_Floats, _Floats, NDArray[np.int64]]:
+    """Return features, labels and users; the users of two merchants differ."""
     rows = [e.rows(test=False) for e in examples_list]
     pairs = list(zip(examples_list, rows, strict=True))
     numeric_EF = np.concatenate([e.numeric_EF[r] for e, r in pairs]).astype(np.float64)
@@ -159,14 +189,15 @@ def _fit_chosen(examples_list: Sequence[Examples]) -> _Fitted:
         [np.stack([np.full(len(r), i), e.user_E[r]], axis=1) for i, (e, r) in enumerate(pairs)]
     )
     _, user_E = np.unique(owner_E2, axis=0, return_inverse=True)
-    objective = examples_list[0].objective
+    return numeric_EF, label_EK, user_E
 
+
+def _loss_of(examples: Examples) -> Callable[[_Floats, _Floats], float]:
     def loss(label_EK: _Floats, logits_EK: _Floats) -> float:
         visits = np.zeros(len(label_EK))
-        return objective.quality(label_EK, logits_EK, visits)["log_loss"]
+        return examples.objective.quality(label_EK, logits_EK, visits)["log_loss"]
 
-    penalty = _chosen_penalty(numeric_EF, label_EK, user_E, loss)
-    return _fit(numeric_EF, label_EK, penalty)
+    return loss
 
 
 def _chosen_penalty(
@@ -175,29 +206,72 @@ def _chosen_penalty(
     user_E: NDArray[np.int64],
     loss: Callable[[_Floats, _Floats], float],
 ) -> float:
-    folds = min(_FOLDS, np.unique(user_E).size)
-    if folds < 2 or np.unique(label_EK, axis=0).shape[0] < 2:
+    parts = _folds(label_EK, user_E)
+    if not parts:
         return 1.0
-    parts = list(GroupKFold(folds).split(numeric_EF, groups=user_E))
     losses = []
     for penalty in _INVERSE_PENALTIES:
         logits_EK = np.empty_like(label_EK)
         for fit, held_out in parts:
-            fitted = _fit(numeric_EF[fit], label_EK[fit], penalty)
+            fitted = _fit(numeric_EF[fit], label_EK[fit], _regression(penalty))
             logits_EK[held_out] = fitted.logits(numeric_EF[held_out])
         losses.append(loss(label_EK, logits_EK))
     return _INVERSE_PENALTIES[int(np.argmin(losses))]
 
 
-def _fit(numeric_EF: _Floats, label_EK: _Floats, penalty: float) -> _Fitted:
+def _chosen_trees(
+    numeric_EF: _Floats,
+    label_EK: _Floats,
+    user_E: NDArray[np.int64],
+    loss: Callable[[_Floats, _Floats], float],
+) -> int:
+    parts = _folds(label_EK, user_E)
+    if not parts:
+        return max(_TREES)
+    logits = {count: np.empty_like(label_EK) for count in _TREES}
+    for fit, held_out in parts:
+        fitted = _fit(numeric_EF[fit], label_EK[fit], _boosted(max(_TREES)))
+        for logits_EK in logits.values():
+            logits_EK[held_out] = fitted.constant_K
+        if isinstance(fitted.model, HistGradientBoostingClassifier):
+            # One fit knows the sums of fewer trees too.
+            stages = fitted.model.staged_decision_function(numeric_EF[held_out])
+            for count, found in enumerate(stages, start=1):
+                if count in logits:
+                    logits[count][held_out] = fitted.spread(found)
+    losses = [loss(label_EK, logits_EK) for logits_EK in logits.values()]
+    return _TREES[int(np.argmin(losses))]
+
+
+def _folds(
+    label_EK: _Floats, user_E: NDArray[np.int64]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Return (fit, held out) with all rows of a user in one fold; none where it cannot be."""
+    folds = min(_FOLDS, np.unique(user_E).size)
+    if folds < 2 or np.unique(label_EK, axis=0).shape[0] < 2:
+        return []
+    return list(GroupKFold(folds).split(user_E, groups=user_E))
+
+
+def _regression(penalty: float) -> LogisticRegression:
+    return LogisticRegression(C=penalty, max_iter=1000)
+
+
+def _boosted(count: int) -> HistGradientBoostingClassifier:
+    # Its own early stopping would hold out rows of users that it trains on.
+    return HistGradientBoostingClassifier(
+        max_iter=count, max_leaf_nodes=15, early_stopping=False, random_state=0
+    )
+
+
+def _fit(numeric_EF: _Floats, label_EK: _Floats, model: _Classifier) -> _Fitted:
     several = label_EK.shape[1] > 1
     rate_K = np.array([_overall_rate(label_E) for label_E in label_EK.T])
     constant_K = np.log(rate_K) if several else _logit(rate_K)
     class_E = label_EK.argmax(1) if several else label_EK[:, 0]
     if np.unique(class_E).size < 2:
         return _Fitted(None, constant_K)
-    model = LogisticRegression(C=penalty, max_iter=1000).fit(numeric_EF, class_E)
-    return _Fitted(model, constant_K)
+    return _Fitted(model.fit(numeric_EF, class_E), constant_K)
 
 
 def _log_sum(logits_EC: _Floats) -> _Floats:

@@ -20,6 +20,7 @@ from silotune.tasks.base import Examples, keys_of
 from silotune.tasks.customer_sql import STATEMENTS
 from silotune.tasks.customer_words import NUMERIC, context_of, group_of, numeric_of, text_of
 from silotune.tasks.customer_words import public_texts as made_up_texts
+from silotune.tasks.dates import check_dates
 from silotune.tasks.objective import Binary, Classes, Objective
 from silotune.tasks.sql_run import rows_of
 
@@ -59,24 +60,10 @@ class _Snapshots:
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
-        for field in ("first", "split", "last"):
-            if getattr(self, field).tzinfo is not None:
-                raise ConfigError(
-                    f"{field} is {getattr(self, field)}; leave out the zone: the tables are in UTC."
-                )
         for field in _COUNTS:
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
-        weeks = dt.timedelta(days=self.horizon_days)
-        for field, begin, end in (
-            ("first", self.first, self.split),
-            ("split", self.split, self.last),
-        ):
-            if not begin + weeks <= end:
-                raise ConfigError(
-                    f"{field} is {begin}; the {self.horizon_days} days of horizon_days after it "
-                    f"must end by {end}."
-                )
+        check_dates(self.first, self.split, self.last, self.horizon_days)
 
     @property
     def numeric_names(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from silotune.config import ByKey, from_mapping
 from silotune.errors import ConfigError
 from silotune.tasks.customers import CustomerChurn, CustomerSegment
 from silotune.tasks.discounts import DiscountDepth, DiscountResponse
+from silotune.tasks.item_interest import ItemInterest
 from silotune.tasks.promotion_response import PromotionResponse
 
 __all__ = ["DEFAULT", "TASKS", "AnyTask", "read_task", "task_mapping"]
@@ -17,17 +18,30 @@ DEFAULT = "promotion-response"
 
 TASKS: Mapping[
     str,
-    type[PromotionResponse | CustomerChurn | CustomerSegment | DiscountDepth | DiscountResponse],
+    type[
+        PromotionResponse
+        | CustomerChurn
+        | CustomerSegment
+        | DiscountDepth
+        | DiscountResponse
+        | ItemInterest
+    ],
 ] = {
     DEFAULT: PromotionResponse,
     "customer-churn": CustomerChurn,
     "customer-segment": CustomerSegment,
     "discount-depth": DiscountDepth,
     "discount-response": DiscountResponse,
+    "item-interest": ItemInterest,
 }
 
 AnyTask = Annotated[
-    PromotionResponse | CustomerChurn | CustomerSegment | DiscountDepth | DiscountResponse,
+    PromotionResponse
+    | CustomerChurn
+    | CustomerSegment
+    | DiscountDepth
+    | DiscountResponse
+    | ItemInterest,
     ByKey("name", default=DEFAULT),
 ]
 """Type of a config field that holds a task; its ``name`` says which."""

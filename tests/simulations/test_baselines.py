@@ -5,12 +5,13 @@ import pytest
 
 from silotune.tasks.base import Examples
 from silotune.tasks.metrics import auc
-from simulations.baselines import logistic, popularity
+from simulations.baselines import logistic, popularity, trees
 
 METHODS = {
     "popularity": lambda silos: [popularity(e) for e in silos],
     "logistic per merchant": lambda silos: logistic(silos, pooled=False),
     "logistic pooled": lambda silos: logistic(silos, pooled=True),
+    "trees": lambda silos: [trees(e) for e in silos],
 }
 
 
