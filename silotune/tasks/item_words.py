@@ -64,7 +64,8 @@ def _gap(row: _Row) -> float:
     """Return the usual weeks from one time to the next; after one time, all those known of."""
     if row["times"] < 2:
         return max(0.1, float(row["tenure"]))
-    return max(0.1, float(row["weeks_first"] - row["weeks_since"]) / (row["times"] - 1))
+    between: float = (row["weeks_first"] - row["weeks_since"]) / (row["times"] - 1)
+    return max(0.1, between)
 
 
 def text_of(row: _Row, *, verb: str) -> str:
