@@ -85,7 +85,12 @@ def test_what_a_uniform_policy_earns_is_told_by_the_log_of_thompson_sampling(whe
         # What was earned on the same days is a sample itself.
         error = np.hypot(found.standard_error, truth_error)
         assert abs(found.value - truth) < 2.58 * error
-        assert 0 < found.standard_error < 0.6 * truth
+        # In one campaign a few choices of tiny propensity outweigh all others: nothing can be
+        # learnt from its log, and this is what says so.
+        assert (found.effective_rows < 10) == (campaign == "women")
+        if campaign != "women":
+            assert found.effective_rows > 300
+            assert 0 < found.standard_error < 0.3 * truth
 
 
 @pytest.mark.parametrize("campaign", CAMPAIGNS)
