@@ -9,6 +9,7 @@ Shape suffixes: E examples, F numeric features, G groups, K outputs, C classes t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ Method = Callable[[Sequence[Examples]], Sequence[NDArray[np.float64]]]
 """From the examples of every merchant to the logits, (E, K), of every merchant's test rows."""
 
 _Floats = NDArray[np.float64]
-_Classifier = LogisticRegression | HistGradientBoostingClassifier
+_Classifier = Any  # scikit-learn publishes no types
 
 _PRIOR_ROWS = 10.0
 """Rows that the overall rate counts for in a group's rate."""
