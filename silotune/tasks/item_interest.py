@@ -13,7 +13,7 @@ import numpy as np
 from silotune.config import config
 from silotune.errors import ConfigError, DataError
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples
+from silotune.tasks.base import Examples, keys_of
 from silotune.tasks.dates import check_dates
 from silotune.tasks.item_sql import STATEMENTS
 from silotune.tasks.item_words import NUMERIC, context_of, numeric_of, text_of
@@ -152,6 +152,7 @@ class ItemInterest:
             group=[r["thing"] for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
             objective=self.objective,
+            keys=keys_of(rows, "user_id", "date", "thing"),
         )
 
     def _rows(self, silo: SiloFolder) -> list[dict[str, Any]]:

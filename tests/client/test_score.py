@@ -15,6 +15,7 @@ from client.score import score_silo, write_scores
 from client.score_settings import score_settings
 from silotune.errors import DataError
 from silotune.tasks.discounts import DiscountResponse
+from silotune.tasks.registry import TASKS as REGISTERED
 from tests.client.scoring import (
     CHURN,
     DATE,
@@ -25,6 +26,10 @@ from tests.client.scoring import (
     exported,
     score,
 )
+
+WEEKS = {
+    name: {"horizon_days": 7} for name in ("customer-churn", "customer-segment", "item-interest")
+}
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -200,3 +205,18 @@ def test_a_response_to_a_discount_is_told_with_what_it_adds(silo, tmp_path):
     assert table.num_rows > 20
     assert min(table["slope"].to_pylist()) > 0
     assert len(set(table["dose"].to_pylist())) > 1
+
+
+@pytest.mark.parametrize("name", sorted(REGISTERED))
+def test_every_task_says_whose_its_examples_are(name, silo):
+    examples = REGISTERED[name](**SPAN, **WEEKS.get(name, {}), category_level=2).build(silo)
+    with silo.connect() as connection:
+        known = {u for (u,) in connection.execute("SELECT user_id FROM events").fetchall()}
+    assert next(iter(examples.keys)) == "user_id"
+    assert set(examples.keys["user_id"]) <= known
+    assert all(len(values) == len(examples) for values in examples.keys.values())
+    # A row has a name of its own.
+    assert len(set(zip(*examples.keys.values(), strict=True))) == len(examples)
+    # The unit of privacy is the user whose name stands there.
+    pairs = set(zip(examples.user_E.tolist(), examples.keys["user_id"], strict=True))
+    assert len(pairs) == examples.users == len(set(examples.keys["user_id"]))
