@@ -8,6 +8,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -95,11 +96,20 @@ def _start(federation: Path) -> None:
     global _federation
     _federation = federation
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C goes to the whole group; the parent ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # DuckDB's bindings report what a worker still holds when its interpreter is taken apart.
     # A worker has nothing to tidy up: results have left it, files are whole once renamed.
     atexit.register(os._exit, 0)
+
+
+def _end_with_parent() -> None:
+    # A parent that is killed cannot end its workers, and each holds gigabytes.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

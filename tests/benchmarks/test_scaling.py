@@ -64,6 +64,7 @@ def test_a_plot_is_drawn(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_other_axes_in_small(tmp_path):
     curves = [
         merchants_curve(tmp_path / "m", 2, users=40, engine="inline"),

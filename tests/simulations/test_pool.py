@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +44,49 @@ def test_the_dearest_call_is_begun_first_and_results_keep_their_order(small_fede
 
 def begun_at(worker, n):
     return n, time.monotonic_ns()
+
+
+def number_of(worker):
+    return os.getpid()
+
+
+def waiting(worker, path):
+    path.write_text(str(os.getpid()))
+    time.sleep(120)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from simulations.pool import SiloPool
+from tests.simulations.test_pool import number_of, waiting
+
+if __name__ == "__main__":
+    with SiloPool(Path(sys.argv[1]), 2) as pool:
+        # One worker is busy, one is idle: each has to notice.
+        busy = (waiting, (Path(sys.argv[2]) / "busy",))
+        print(pool.each([(number_of, ())], lambda *_: None)[0], flush=True)
+        pool.each([busy], lambda *_: None)
+"""
+
+
+def test_no_worker_outlives_a_parent_that_was_killed(small_federation, tmp_path):
+    path = small_federation(tmp_path, "plain")
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    command = [sys.executable, str(script), str(path), str(tmp_path)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root)}
+    ) as parent:
+        first = int(parent.stdout.readline())
+        until = time.monotonic() + 60
+        while not (tmp_path / "busy").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        workers = {first, int((tmp_path / "busy").read_text())}
+        assert all(Path(f"/proc/{w}").exists() for w in workers)
+        parent.kill()
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{w}").exists() for w in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not [w for w in workers if Path(f"/proc/{w}").exists()]

@@ -78,10 +78,38 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder):
+def stopped(folder):
+    """A run that a person interrupted when its first scores were there."""
+    return _interrupted(folder, "inline", "run", "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def run(folder, stopped):
+    """The same run, finished. What all tests of it see is what is left after an interruption."""
     done = _silotune(folder, "simulate", "small.toml", "--out", "run", "--quiet")
     assert done.returncode == 0, done.stderr
     return RunFolder.open(folder / "run"), done.stdout
+
+
+def _interrupted(folder, engine, out, there):
+    """Send SIGINT once a file ``there`` holds something; exit code, output, scores by then."""
+    options = ["--engine", engine, "--out", out, "--quiet"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "silotune.cli", "simulate", "small.toml", *options],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until = time.monotonic() + 240
+    while time.monotonic() < until and not any(
+        f.stat().st_size for f in (folder / out).glob(there)
+    ):
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=120)
+    return process.returncode, *told, (folder / out / "metrics.jsonl").read_text()
 
 
 @pytest.mark.slow
@@ -192,43 +220,27 @@ def test_the_exported_adapter_scores_the_same_in_plain_transformers_and_peft(run
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-# What is there when the interruption comes: the first scores, or a round on Ray's workers.
-STAGES = [
-    pytest.param("inline", "metrics.jsonl", marks=pytest.mark.slow),
-    pytest.param("flower", "state/seed-0/rounds/*/rounds.jsonl", marks=[pytest.mark.slow]),
-]
-
-
-@pytest.mark.parametrize(("engine", "there"), STAGES)
-def test_a_run_that_is_interrupted_says_so_keeps_its_state_and_goes_on(folder, engine, there):
-    options = ["--engine", engine, "--out", f"stopped-{engine}"]
-    command = [sys.executable, "-m", "silotune.cli", "simulate", "small.toml", *options]
-    process = subprocess.Popen(
-        [*command, "--quiet"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["inline", "flower"])
+def test_a_run_that_is_interrupted_says_so_and_keeps_its_state(folder, engine, request):
+    # What is there when the interruption comes: the first scores, or a round on Ray's workers.
+    code, out, err, _ = (
+        request.getfixturevalue("stopped")
+        if engine == "inline"
+        else _interrupted(folder, engine, "ray", "state/seed-0/rounds/*/rounds.jsonl")
     )
-    until = time.monotonic() + 240
-    stopped = folder / f"stopped-{engine}"
-    scores = stopped / "metrics.jsonl"
-    while time.monotonic() < until and not any(f.stat().st_size for f in stopped.glob(there)):
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    assert code == 130, err
     assert "The state is kept" in out
     assert "Traceback" not in err
-    kept = scores.read_text()
-    if engine == "flower":
-        # That it goes on is shown once; Ray takes its time to start.
-        return
-    done = _silotune(folder, "simulate", "small.toml", *options, "--quiet")
-    assert done.returncode == 0, done.stderr
-    assert scores.read_text().startswith(kept)
-    assert RunFolder.open(stopped).info.status == "finished"
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_where_it_was(stopped, run):
+    scores = (run[0].path / "metrics.jsonl").read_text()
+    assert len(stopped[3]) > 0
+    assert scores.startswith(stopped[3])
+    assert scores != stopped[3]
+    assert run[0].info.status == "finished"
 
 
 @pytest.mark.slow
