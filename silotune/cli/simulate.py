@@ -27,7 +27,7 @@ def _simulate(
     engine: Annotated[str | None, typer.Option(help="'flower' (on Ray) or 'inline'.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
-    """Run SCENARIO: demo, complete-journey, grouped, churn, segment, synthetic, or a TOML file.
+    """Run SCENARIO: a TOML file, or one of silotune (demo, complete-journey, interest, churn, …).
 
     Trains every arm of the comparison on the same merchants and the same split by time, prints
     the table and writes one HTML report.
