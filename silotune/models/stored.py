@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from silotune.errors import ModelError
-from silotune.models.text_model import NUMERIC_CENTRE, Head, TextModel
+from silotune.models.text_model import TextModel
 
 __all__ = ["about_of", "adapter_file", "read_adapter"]
 
@@ -127,23 +127,8 @@ def _head(path: Path, model: TextModel, folded: Mapping[str, Tensor]) -> dict[st
             f"{path / _HEAD}: is {shapes}; this task's head has a weight of {wanted}: (outputs, "
             "text and numeric features). Is it the adapter of another task?"
         )
-    return _unfolded(model.head, folded)
-
-
-def _unfolded(head: Head, folded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `Head.folded`: by its constants, in float64, up to rounding."""
-    weight, bias = folded["weight"].double(), folded["bias"].double()
-    text = len(head.centre_H) if hasattr(head, "centre_H") else 0
-    bias = bias + NUMERIC_CENTRE * weight[:, text:].sum(1)
-    parts = [weight[:, text:] / head.numeric_scale]
-    if text:
-        bias = bias + weight[:, :text] @ head.centre_H.double().cpu()
-        # The whitening is symmetric, and its smallest eigenvalue is near the text's scale.
-        parts.insert(0, torch.linalg.solve(head.whitening_HH.double().cpu(), weight[:, :text].T).T)
-    return {
-        "head.score.weight": torch.cat(parts, dim=1).float(),
-        "head.score.bias": bias.float(),
-    }
+    own = model.head.unfolded(folded)
+    return {f"head.score.{name}": tensor for name, tensor in own.items()}
 
 
 def _lora(path: Path, model: TextModel) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from silotune.config import config
-from silotune.errors import ConfigError, ModelError
+from silotune.errors import ConfigError
 from silotune.models.adapter import AdapterLayout, LoraSettings, inject_lora
 from silotune.models.base import (
     DEFAULT_BASE,
@@ -32,14 +32,11 @@ from silotune.models.base import (
     pool,
 )
 from silotune.models.checkpointing import checkpoint_layers
+from silotune.models.head import Head
 from silotune.models.last_layer import PooledLastLayer
 from silotune.models.prefix import FrozenPrefix
 
-__all__ = ["NUMERIC_CENTRE", "Head", "ModelConfig", "TextModel"]
-
-NUMERIC_CENTRE = 0.1
-"""Of the numeric features: the head takes it away before its scale."""
-_FLOOR = 0.1
+__all__ = ["ModelConfig", "TextModel"]
 
 
 @config
@@ -82,79 +79,6 @@ class ModelConfig:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be > 0.")
         if self.prefix_cache_gb is not None and not self.prefix_cache_gb > 0:
             raise ConfigError(f"prefix_cache_gb is {self.prefix_cache_gb}; it must be > 0.")
-
-
-class Head(nn.Module):
-    """Linear head on whitened text and bounded numeric features; starts at zero.
-
-    ``logits = score([(pooled - centre) @ whitening, numeric_scale * (numeric - 0.1)])``.
-    Centre and whitening come from public texts: sentence vectors of one model share a large
-    common part, and gradient descent under a clip spends its steps on that part otherwise.
-    """
-
-    centre_H: Tensor
-    whitening_HH: Tensor
-
-    def __init__(self, public_PH: Tensor | None, numeric: int, outputs: int, cfg: ModelConfig):
-        """Build from pooled public texts, (P, H); None for a model without text."""
-        super().__init__()
-        self.numeric_scale = cfg.numeric_scale
-        text_size = 0
-        if public_PH is not None:
-            centre_H, whitening_HH = _whitening(public_PH, cfg.text_scale)
-            # Constants, derived alike on every machine: no part of the adapter.
-            self.register_buffer("centre_H", centre_H, persistent=False)
-            self.register_buffer("whitening_HH", whitening_HH, persistent=False)
-            text_size = len(centre_H)
-        self.score = nn.Linear(text_size + numeric, outputs)
-        nn.init.zeros_(self.score.weight)
-        nn.init.zeros_(self.score.bias)
-
-    def forward(self, pooled_EH: Tensor | None, numeric_EF: Tensor) -> Tensor:
-        """Return logits, (E, K)."""
-        parts = [self.numeric_scale * (numeric_EF - NUMERIC_CENTRE)]
-        if pooled_EH is not None:
-            parts.insert(0, (pooled_EH - self.centre_H) @ self.whitening_HH)
-        logits: Tensor = self.score(torch.cat(parts, dim=1))
-        return logits
-
-    def folded(self) -> dict[str, Tensor]:
-        """Return weight (K, H + F) and bias (K,) for [pooled, numeric] as they come.
-
-        Centre, whitening and scales are folded in: what any other program needs.
-        """
-        weight = self.score.weight.detach().double()
-        bias = self.score.bias.detach().double()
-        size = weight.shape[1]
-        text = len(self.centre_H) if hasattr(self, "centre_H") else 0
-        numeric_KF = self.numeric_scale * weight[:, text:]
-        bias = bias - NUMERIC_CENTRE * numeric_KF.sum(1)
-        parts = [numeric_KF]
-        if text:
-            text_KH = weight[:, :text] @ self.whitening_HH.double().T
-            bias = bias - text_KH @ self.centre_H.double()
-            parts.insert(0, text_KH)
-        folded = torch.cat(parts, dim=1)
-        if folded.shape[1] != size:
-            raise ModelError(f"head folds to {folded.shape[1]} columns, not {size}.")
-        return {"weight": folded.float(), "bias": bias.float()}
-
-
-def _whitening(public_PH: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the centre (H,) and a symmetric whitening (H, H) of pooled public texts.
-
-    The symmetric root (ZCA) is a continuous function of the texts' covariance, so that two
-    machines whose arithmetic differs in the last bit agree; eigenvectors would not.
-    """
-    public_PH = public_PH.double()
-    centre_H = public_PH.mean(0)
-    covariance_HH = (public_PH - centre_H).T @ (public_PH - centre_H) / len(public_PH)
-    values_H, vectors_HH = torch.linalg.eigh(covariance_HH)
-    top = values_H[-1]
-    # Directions below a tenth of the largest variance are not blown up to noise.
-    root_H = (top / (values_H.clamp_min(0) + _FLOOR * top)).sqrt()
-    whitening_HH = scale * (vectors_HH * root_H) @ vectors_HH.T
-    return centre_H.float(), whitening_HH.float()
 
 
 class TextModel(nn.Module):
@@ -204,7 +128,13 @@ class TextModel(nn.Module):
             self.last_layer = PooledLastLayer(base, self.pooling)
             if cfg.activation_checkpointing:
                 checkpoint_layers(base, count - top)
-        self.head = Head(public_PH, numeric_size, outputs, cfg)
+        self.head = Head(
+            public_PH,
+            numeric_size,
+            outputs,
+            text_scale=cfg.text_scale,
+            numeric_scale=cfg.numeric_scale,
+        )
         self.layout = AdapterLayout.of(self)
 
     @torch.inference_mode()

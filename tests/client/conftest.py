@@ -21,9 +21,10 @@ from privacy.randomness import SecureSource, SeededSource
 from silotune.federation import build_model, read_federation
 from silotune.messages import MetricsRequest, TrainRequest
 from silotune.models.adapter import AdapterLayout, LoraSettings, inject_lora
+from silotune.models.head import Head
 from silotune.models.last_layer import PooledLastLayer
 from silotune.models.prefix import FrozenPrefix
-from silotune.models.text_model import Head, ModelConfig, TextModel
+from silotune.models.text_model import ModelConfig, TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
 from tests.client.real_node import daemon, node  # noqa: F401  # fixtures
@@ -58,7 +59,13 @@ def _tiny(family, precision="float32", *, top_layers=None, outputs=1, **lora):
     model.prefix = FrozenPrefix(base, 0 if top_layers is None else 2 - top_layers)
     model.last_layer = PooledLastLayer(base, model.pooling)
     public = nn.functional.normalize(torch.randn(40, 16, generator=generator), dim=1)
-    model.head = Head(public, NUMERIC, outputs, model.cfg)
+    model.head = Head(
+        public,
+        NUMERIC,
+        outputs,
+        text_scale=model.cfg.text_scale,
+        numeric_scale=model.cfg.numeric_scale,
+    )
     model.layout = AdapterLayout.of(model)
     model.load_adapter(0.3 * torch.randn(model.layout.size, generator=generator))
     return model
