@@ -17,10 +17,10 @@ from silotune.errors import ConfigError, DataError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, keys_of
+from silotune.tasks.checks import check_counts, check_horizon
 from silotune.tasks.customer_sql import STATEMENTS
 from silotune.tasks.customer_words import NUMERIC, context_of, group_of, numeric_of, text_of
 from silotune.tasks.customer_words import public_texts as made_up_texts
-from silotune.tasks.dates import check_dates
 from silotune.tasks.objective import Binary, Classes, Objective
 from silotune.tasks.sql_run import rows_of
 
@@ -60,10 +60,8 @@ class _Snapshots:
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
-        for field in _COUNTS:
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
-        check_dates(self.first, self.split, self.last, self.horizon_days)
+        check_counts(self, *_COUNTS)
+        check_horizon(self.first, self.split, self.last, self.horizon_days)
 
     @property
     def numeric_names(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from silotune.config import config
 from silotune.errors import ConfigError, DataError
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, keys_of
+from silotune.tasks.checks import check_counts, check_span
 from silotune.tasks.discount_sql import DEPTH_STATEMENTS, RESPONSE_STATEMENTS
 from silotune.tasks.dose_response import DoseResponse
 from silotune.tasks.objective import Bounded, Objective
@@ -70,22 +71,8 @@ class _Visits:
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
-        for field in ("first", "split", "last"):
-            if getattr(self, field).tzinfo is not None:
-                raise ConfigError(
-                    f"{field} is {getattr(self, field)}; leave out the zone: the tables are in UTC."
-                )
-        if not self.first < self.split < self.last:
-            raise ConfigError(
-                f"first, split, last are {self.first}, {self.split}, {self.last}; "
-                "they must follow one another."
-            )
-        for field in ("category_level", "train_visits", "test_visits", "least_purchases"):
-            self._at_least_one(field)
-
-    def _at_least_one(self, field: str) -> None:
-        if getattr(self, field) < 1:
-            raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+        check_span(self.first, self.split, self.last)
+        check_counts(self, "category_level", "train_visits", "test_visits", "least_purchases")
 
     def _parameters(self) -> dict[str, Any]:
         fields = ("split", "first", "last", "train_visits", "test_visits", "least_purchases")
@@ -138,8 +125,7 @@ class DiscountDepth(_Visits):
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
         super().__post_init__()
-        self._at_least_one("train_purchases")
-        self._at_least_one("test_purchases")
+        check_counts(self, "train_purchases", "test_purchases")
         if not 0 < self.huber_delta <= 1:
             raise ConfigError(f"huber_delta is {self.huber_delta}; it must be in (0, 1].")
 
@@ -218,8 +204,7 @@ class DiscountResponse(_Visits):
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
         super().__post_init__()
-        self._at_least_one("train_offers")
-        self._at_least_one("test_offers")
+        check_counts(self, "train_offers", "test_offers")
 
     @property
     def objective(self) -> DoseResponse:

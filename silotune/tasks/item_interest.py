@@ -14,7 +14,7 @@ from silotune.config import config
 from silotune.errors import ConfigError, DataError
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, keys_of
-from silotune.tasks.dates import check_dates
+from silotune.tasks.checks import check_counts, check_horizon
 from silotune.tasks.item_sql import STATEMENTS
 from silotune.tasks.item_words import NUMERIC, context_of, numeric_of, text_of
 from silotune.tasks.item_words import public_texts as made_up_texts
@@ -86,14 +86,12 @@ class ItemInterest:
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
-        for field in _COUNTS:
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+        check_counts(self, *_COUNTS)
         if not 0 <= self.habits <= self.slate:
             raise ConfigError(
                 f"habits is {self.habits}; it must lie between 0 and slate, {self.slate}."
             )
-        check_dates(self.first, self.split, self.last, self.horizon_days)
+        check_horizon(self.first, self.split, self.last, self.horizon_days)
         for path in self.candidates if self.candidate == "category" else ():
             if path.count(" > ") >= self.category_level:
                 raise ConfigError(

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from silotune.config import config
-from silotune.errors import ConfigError, DataError
+from silotune.errors import DataError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, keys_of
+from silotune.tasks.checks import check_counts, check_span
 from silotune.tasks.objective import Binary
 from silotune.tasks.promotion_sql import STATEMENTS
 from silotune.tasks.promotion_words import NUMERIC, WARES
@@ -70,20 +71,9 @@ class PromotionResponse:
 
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
-        for field in ("first", "split", "last"):
-            if getattr(self, field).tzinfo is not None:
-                raise ConfigError(
-                    f"{field} is {getattr(self, field)}; leave out the zone: the tables are in UTC."
-                )
-        if not self.first < self.split < self.last:
-            raise ConfigError(
-                f"first, split, last are {self.first}, {self.split}, {self.last}; "
-                "they must follow one another."
-            )
+        check_span(self.first, self.split, self.last)
         counts = ("category_level", "train_visits", "test_visits", "positives")
-        for field in (*counts, "negatives", "test_negatives"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+        check_counts(self, *counts, "negatives", "test_negatives")
 
     @property
     def objective(self) -> Binary:

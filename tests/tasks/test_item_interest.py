@@ -11,23 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from silotune.errors import ConfigError, DataError
-from silotune.tasks.item_interest import ItemInterest
 from silotune.tasks.item_words import NUMERIC, numeric_of, text_of
+from tests.tasks.items import DAY, START, TASK, USERS, asked
 
-DAY = dt.timedelta(days=1)
-START = dt.datetime.fromisoformat("2024-01-01T09:00")
-TASK = ItemInterest(
-    first=START,
-    split=START + 56 * DAY,
-    last=START + 112 * DAY,
-    active_days=28,
-    train_dates=99,
-    test_dates=99,
-    habits=2,
-    slate=4,
-    train_candidates=99,
-)
-USERS = ("ann", "bob", "cid", "dot", "eva")
 MILK, BREAD, DRINKS = "Dairy > Milk", "Bakery > Bread", "Drinks"
 
 
@@ -50,17 +36,6 @@ def small(shop):
         shop.bought("cid", "milk-1", 71, "c2"),
     ]
     return shop.silo_of(events, [])
-
-
-def asked(shop, task, silo):
-    """Return {(user, day of the date, candidate): index of the example}, in their order."""
-    names = {shop.user(u): u for u in USERS}
-    rows = task._rows(silo)
-    found = {
-        (names[r["user_id"]], (r["date"] - START) // DAY, r["thing"]): i for i, r in enumerate(rows)
-    }
-    assert len(found) == len(rows)
-    return found
 
 
 def labels(shop, task, silo):

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import datetime as dt
 import random
 
 import numpy as np
@@ -10,35 +9,10 @@ import pytest
 
 from silotune.errors import DataError
 from silotune.tasks.apart import quality_apart
-from silotune.tasks.item_interest import ItemInterest
 from silotune.tasks.item_words import NUMERIC
+from tests.tasks.items import DAY, START, TASK, USERS, asked
 
-DAY = dt.timedelta(days=1)
-START = dt.datetime.fromisoformat("2024-01-01T09:00")
-TASK = ItemInterest(
-    first=START,
-    split=START + 56 * DAY,
-    last=START + 112 * DAY,
-    active_days=28,
-    train_dates=99,
-    test_dates=99,
-    habits=2,
-    slate=4,
-    train_candidates=99,
-)
-USERS = ("ann", "bob", "cid", "dot", "eva")
 MORE = [(f"i{k}", f"Thing {k}", f"All > Kind {k % 6} > Sort {k}", None, None) for k in range(12)]
-
-
-def asked(shop, task, silo):
-    """Return {(user, day of the date, candidate): index of the example}, in their order."""
-    names = {shop.user(u): u for u in USERS}
-    rows = task._rows(silo)
-    found = {
-        (names[r["user_id"]], (r["date"] - START) // DAY, r["thing"]): i for i, r in enumerate(rows)
-    }
-    assert len(found) == len(rows)
-    return found
 
 
 # A made-up shop that is as awkward as a real one may be: visits of several days, visit ids
