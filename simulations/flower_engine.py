@@ -1,15 +1,19 @@
 """Flower's simulation engine on Ray. The one place that touches Flower's private modules.
 
 `flwr.simulation.run_simulation` is deprecated and hides the outcome of the ServerApp; the
-function below it takes ready-made apps. `tests/simulations/test_flower_engine.py` is the
+function below it takes ready-made apps. `tests/simulations/test_engines.py` is the
 contract test against the pinned version.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
+from types import FrameType
 from typing import Any
 
 from flwr.app import Context
@@ -22,6 +26,8 @@ from silotune.errors import SilotuneError
 from silotune.federation import FEDERATION_VARIABLE
 
 __all__ = ["run_flower"]
+
+_LOGGER = logging.getLogger("flwr")
 
 _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -66,7 +72,7 @@ def run_flower(
             # Flower wraps exceptions of the ServerApp; the caller wants the message.
             raised.append(error)
 
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    _LOGGER.setLevel(logging.ERROR)
     # Ray starts its processes with this environment; Flower takes `runtime_env` for itself.
     os.environ.update(_ENVIRONMENT, **{FEDERATION_VARIABLE: str(federation)})
     # Flower's type for the Ray options leaves out nested ones, which Ray itself takes.
@@ -80,13 +86,14 @@ def run_flower(
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
     }
     try:
-        _run_simulation(
-            num_supernodes=nodes,
-            exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
-            client_app=app,
-            server_app=server_app,
-            backend_config=backend,
-        )
+        with _quiet_once_interrupted():
+            _run_simulation(
+                num_supernodes=nodes,
+                exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+                client_app=app,
+                server_app=server_app,
+                backend_config=backend,
+            )
     finally:
         # The ServerApp is a thread: without Ray below it, it would wait for ever.
         stop.set()
@@ -94,3 +101,23 @@ def run_flower(
         ray.shutdown()
     if raised:
         raise raised[0]
+
+
+@contextlib.contextmanager
+def _quiet_once_interrupted() -> Iterator[None]:
+    # Ctrl-C reaches Ray's workers as well. Flower tells the end of each with a stack, before the
+    # interruption has come to the caller, who says all that there is to say.
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        _LOGGER.setLevel(logging.CRITICAL)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,5 +1,8 @@
 import json
+import logging
 import math
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +16,7 @@ from privacy.ledger import Ledger
 from server.run_store import RunStore
 from silotune.federation import Job, build_model, read_federation
 from silotune.tables.silo_folder import SiloFolder
+from simulations.flower_engine import _quiet_once_interrupted
 from simulations.inline_engine import run_inline
 from simulations.private_metrics import records_of
 
@@ -167,3 +171,28 @@ def test_metrics_come_out_within_their_error_bars_are_charged_once_and_asked_onc
     run_inline(path, 3)
     assert json.loads(stored.read_text())["sum"] == first
     assert list(charges()) == [[(1.0, 2), (1.0, 2), (0.4, 1)]] * 3
+
+
+def test_what_flower_says_of_workers_after_an_interruption_is_not_told(caplog, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    # It keeps its records from the root, where they are caught.
+    monkeypatch.setattr(logger, "propagate", True)
+    logger.setLevel(logging.ERROR)
+
+    @_quiet_once_interrupted()
+    def interrupted():
+        logger.error("a worker failed")
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            logger.error("a worker was ended")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        logger.setLevel(level)
+    assert [r.message for r in caplog.records] == ["a worker failed"]
+    assert signal.getsignal(signal.SIGINT) is before
