@@ -26,6 +26,8 @@ class Worker:
     """What one process has loaded for a federation file; it loads nothing twice."""
 
     federation: Federation
+    written: bytes = b""
+    """The file that it was read from, as it was."""
     models: dict[str, TextModel] = field(default_factory=dict)
     work: Work = field(default_factory=Work)
     """What this worker has had to load and compute so far."""
@@ -127,10 +129,22 @@ _workers: dict[Path, Worker] = {}
 
 
 def worker_for(federation: Path) -> Worker:
-    """Return this process's worker for a federation file, read once."""
+    """Return this process's worker for a federation file; it reads the file when that changed.
+
+    What the worker has loaded stays, unless the task or a model is another one.
+    """
     path = federation.resolve()
-    if path not in _workers:
-        settings = read_federation(path)
-        torch.set_num_threads(settings.threads)
-        _workers[path] = Worker(settings)
-    return _workers[path]
+    written = path.read_bytes() if path.exists() else b""
+    known = _workers.get(path)
+    if known is not None and known.written == written:
+        return known
+    settings = read_federation(path)
+    torch.set_num_threads(settings.threads)
+    same = known is not None and (known.federation.task, known.federation.models) == (
+        settings.task,
+        settings.models,
+    )
+    worker = known if known is not None and same else Worker(settings)
+    worker.federation, worker.written = settings, written
+    _workers[path] = worker
+    return worker

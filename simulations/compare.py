@@ -17,6 +17,7 @@ from simulations.flower_engine import run_flower
 from simulations.inline_engine import run_inline
 from simulations.judged import main_of
 from simulations.pool import SiloPool
+from simulations.pool_engine import run_pool
 from simulations.preparation import (
     Merchants,
     make_silos,
@@ -78,12 +79,12 @@ class Comparison:
             )
             repetition.simple_methods()
             repetition.without_federation()
-            # Flower hands out messages in the order of the nodes: the longest training first.
+            # Messages are handed out in the order of the nodes: the longest training first.
             largest = sorted(merchants.folders, key=merchants.cost, reverse=True)
             taking_part = tuple(str(merchants.folders[n].path.resolve()) for n in largest)
             federation = replace(federation, silos=taking_part)
             federation.save(path)
-            self._federate(federation, path)
+            self._federate(federation, pool)
             repetition.federated(federation)
 
     def _federation(self, seed: int, silos: list[SiloFolder]) -> Federation:
@@ -150,7 +151,7 @@ class Comparison:
                 )
         return tuple(jobs)
 
-    def _federate(self, federation: Federation, path: Path) -> None:
+    def _federate(self, federation: Federation, pool: SiloPool) -> None:
         nodes = len(federation.silos)
         total = nodes * sum(job.rounds for job in federation.jobs)
         with self._stage("federated rounds") as progress:
@@ -161,10 +162,14 @@ class Comparison:
                 done = nodes * (before[job] + round_) + replies
                 progress(done, total, f"{job}, round {round_ + 1}/{rounds[job]}")
 
-            if self.scenario.engine == "inline":
-                run_inline(path, nodes, on_reply)
-            else:
-                run_flower(path, nodes, workers=self.scenario.workers, on_reply=on_reply)
+            match self.scenario.engine:
+                case "pool":
+                    run_pool(nodes, pool, on_reply)
+                case "flower":
+                    workers = self.scenario.workers
+                    run_flower(pool.federation, nodes, workers=workers, on_reply=on_reply)
+                case "inline":
+                    run_inline(pool.federation, nodes, on_reply)
 
     def _describe(self, merchants: Merchants) -> None:
         seeded = self.scenario.privacy.noise == "seeded"

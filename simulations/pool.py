@@ -1,4 +1,4 @@
-"""Worker processes for what needs no federation: preparing, training alone, scoring.
+"""Worker processes of a simulation: preparing, training alone, scoring, and a round's messages.
 
 One processor thread each: many small products gain little from threads, and lose much when
 another program takes one of the processors.
@@ -10,9 +10,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -31,28 +32,49 @@ __all__ = ["Logits", "SiloPool", "prepare", "score", "train_alone", "train_poole
 Logits = NDArray[np.float32]
 """On the test rows of one merchant, in their order, (E, K)."""
 
+_Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
+
 _federation: Path | None = None
 
 
 class SiloPool:
-    """Runs this module's functions on the silos of a federation file, in ``workers`` processes."""
+    """Runs functions on the silos of a federation file, in ``workers`` processes.
+
+    Every process has a queue of one: when the system ends one, it is known what it was doing, and
+    nothing else is lost.
+    """
 
     def __init__(self, federation: Path, workers: int) -> None:
-        self._executor = ProcessPoolExecutor(
-            workers,
-            # Spawned: a fork would copy torch's thread pool in an undefined state.
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(federation,),
-        )
+        self.federation = federation
+        self._open = True
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._lanes = [
+            threading.Thread(target=self._serve, daemon=True, name=f"worker {n + 1}")
+            for n in range(workers)
+        ]
+        for lane in self._lanes:
+            lane.start()
 
     def __enter__(self) -> "SiloPool":
-        """Return itself; processes start with the first call."""
+        """Return itself; processes start with the first calls."""
         return self
 
     def __exit__(self, *_: object) -> None:
         """Drop what has not begun and end the processes."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._open = False
+        for _lane in self._lanes:
+            self._calls.put(None)
+        for lane in self._lanes:
+            lane.join()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Run ``function(worker, *arguments)`` once those before it have begun.
+
+        The result is a WorkerError if the system ends the process that runs it.
+        """
+        future: Future[Any] = Future()
+        self._calls.put((future, function, arguments))
+        return future
 
     def each(
         self,
@@ -73,23 +95,50 @@ class SiloPool:
             WorkerError: the system ended a worker.
         """
         order = range(len(calls)) if cost is None else np.argsort(cost, kind="stable")[::-1]
-        started = {int(i): self._executor.submit(_call, *calls[i]) for i in order}
+        started = {int(i): self.submit(calls[i][0], *calls[i][1]) for i in order}
         futures = [started[i] for i in range(len(calls))]
         try:
             for done, future in enumerate(as_completed(futures)):
                 future.result()
                 progress(done + 1, len(futures))
-        except BaseException as error:
+        except BaseException:
             for future in futures:
                 future.cancel()
-            if isinstance(error, BrokenProcessPool):
-                raise WorkerError(
-                    "a worker process was ended by the system, most often because memory or "
-                    "disk is full. What is done is kept: free some, or use fewer workers, and "
-                    "run the same command again."
-                ) from error
             raise
         return [future.result() for future in futures]
+
+    def _serve(self) -> None:
+        executor = self._process()
+        while (call := self._calls.get()) is not None:
+            future, function, arguments = call
+            if not self._open:
+                future.cancel()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(executor.submit(_call, function, arguments).result())
+            except BrokenProcessPool:
+                executor.shutdown(wait=False)
+                executor = self._process()
+                future.set_exception(
+                    WorkerError(
+                        "a worker process was ended by the system, most often because memory or "
+                        "disk is full. What is done is kept: free some, or use fewer workers, "
+                        "and run the same command again."
+                    )
+                )
+            except BaseException as error:  # noqa: BLE001  # it is the caller's
+                future.set_exception(error)
+        executor.shutdown(wait=True)
+
+    def _process(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            1,
+            # Spawned: a fork would copy torch's thread pool in an undefined state.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(self.federation,),
+        )
 
 
 def _start(federation: Path) -> None:

@@ -190,12 +190,13 @@ class Scenario:
     privacy: PrivateTraining = PrivateTraining()
     seeds: int = 1
     """Repetitions; each draws other visits, another A, another order and other noise."""
-    engine: Literal["flower", "inline"] = "flower"
-    """Flower's simulation engine on Ray, or everything in one process."""
+    engine: Literal["pool", "flower", "inline"] = "pool"
+    """Rounds on the simulation's own worker processes, on Flower's engine (Ray: several machines),
+    or everything in one process."""
     encoding: Encoding = "float32"
     """How updates travel: fewer bits cost no privacy (`silotune.encoding`)."""
     workers: int = 2
-    """Worker processes of the Flower engine."""
+    """Worker processes."""
     curve_merchants: int = 4
     """Merchants on which quality per round is measured; the final table uses all."""
 

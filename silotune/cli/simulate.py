@@ -24,7 +24,7 @@ def _simulate(
     seeds: Annotated[
         int | None, typer.Option(help="Repetitions, in place of the scenario's.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="'flower' (on Ray) or 'inline'.")] = None,
+    engine: Annotated[str | None, typer.Option(help="'pool', 'flower' (Ray) or 'inline'.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Run SCENARIO: a TOML file, or one of silotune (demo, complete-journey, interest, churn, …).

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def limit(bench: Bench, kind: str) -> dict[str, Any]:
 
 
 def nvflare(bench: Bench) -> dict[str, Any]:
-    """The rounds alone, NVFlare's simulator over Flower's engine, the same client code."""
+    """The rounds alone, NVFlare's simulator over silotune's, the same client code."""
     from simulations.benchmarks import flare
 
     flare.require()
@@ -125,10 +125,11 @@ def nvflare(bench: Bench) -> dict[str, Any]:
     return _row(pairs, "NVFlare's simulator / silotune, rounds on prepared examples", beside)
 
 
-def overhead(bench: Bench) -> dict[str, Any]:
+def overhead(bench: Bench, engine: str) -> dict[str, Any]:
     """Rounds of a simulation over the training in them, shared among the workers."""
     merchants = 2 if bench.quick else 16
-    setting = limited(bench.setting, bench.out / "overhead", merchants)
+    made = replace(bench.setting, engine=engine)
+    setting = limited(made, bench.out / f"overhead-{engine}", merchants)
     path = str(Path(setting.folder) / "setting.json")
     out = Path(setting.folder) / "overhead.json"
     bench.run("ours", "prepare", path)
@@ -139,7 +140,7 @@ def overhead(bench: Bench) -> dict[str, Any]:
     beside = (
         f"{found[0]['merchants']:.0f} merchants, {setting.workers} workers, from round 2 on "
         f"{statistics.median(f['ratio_later'] for f in found):.2f}; training "
-        f"{min(f['training'] for f in found):.0f} s, with Ray's start "
+        f"{min(f['training'] for f in found):.0f} s, with all that starts "
         f"{min(f['whole'] for f in found):.0f} s"
     )
     values = [f["ratio"] for f in found]
@@ -196,6 +197,7 @@ COMPARISONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "dp-lora-ffa": lambda bench: dplora(bench, "ffa"),
     "dp-lora-vanilla": lambda bench: dplora(bench, "vanilla"),
     "nvflare": nvflare,
-    "overhead": overhead,
+    "overhead": lambda bench: overhead(bench, "pool"),
+    "overhead-ray": lambda bench: overhead(bench, "flower"),
 }
 """By name of the row."""

@@ -19,7 +19,7 @@ import torch
 import typer
 from torch import nn
 
-from simulations.benchmarks.ours import prepare_all
+from simulations.benchmarks.ours import prepare_all, workers_of
 from simulations.benchmarks.setting import Setting, plan, read_setting
 
 __all__ = ["app", "train_cache", "train_peft"]
@@ -85,7 +85,8 @@ def train_cache(setting: Setting) -> int:
     from client.worker import worker_for
     from silotune.tables.silo_folder import SiloFolder
 
-    prepare_all(setting)
+    with workers_of(setting) as pool:
+        prepare_all(setting, pool)
     worker, job = worker_for(setting.federation_path), setting.job
     # After the worker, which sets the threads of a worker process.
     torch.set_num_threads(setting.workers)

@@ -2,7 +2,8 @@
 
 Seconds of all rounds, as the aggregator's run store has them, over the seconds that the workers
 spend training (`client.trainer.train_private`), divided by the workers. 1.00 is a simulation in
-which nothing but training takes time and no worker ever waits. Starting Ray is not part of it.
+which nothing but training takes time and no worker ever waits. As in a simulation, the examples
+were prepared before. On Flower's engine the start of Ray is not part of it, that of its workers is.
 
 Training is timed where it runs, beside the other workers: what two processes take from each
 other's caches is part of both sides of the ratio.
@@ -14,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -23,8 +23,8 @@ import client.silo
 from client.client_app import answer
 from server.run_store import RunStore
 from silotune.federation import build_model
+from simulations.benchmarks.ours import prepare_all, rounds, workers_of
 from simulations.benchmarks.setting import read_setting
-from simulations.flower_engine import run_flower
 
 __all__ = ["app", "measure"]
 
@@ -65,14 +65,16 @@ def measure(setting_path: Path, out: Path) -> dict[str, float]:
     """
     setting = read_setting(setting_path)
     setting.forget()
-    torch.set_num_threads(1)
     times = out.with_suffix(".times")
     times.unlink(missing_ok=True)
     os.environ[_TIMES] = str(times.resolve())
     federation, job = setting.federation, setting.job
-    began = time.perf_counter()
-    run_flower(setting.federation_path, len(federation.silos), workers=setting.workers, app=app)
-    whole = time.perf_counter() - began
+    with workers_of(setting) as pool:
+        if setting.engine == "pool":
+            prepare_all(setting, pool)
+        began = time.perf_counter()
+        rounds(setting, pool, "simulations.benchmarks.overhead:app")
+        whole = time.perf_counter() - began
     model = build_model(federation.models, job.model, federation.task)
     store = RunStore(Path(federation.state) / "rounds" / job.name, model.layout.digest)
     seconds = [float(record["seconds"]) for record in store.records()]

@@ -84,7 +84,7 @@ def steps_to(first: float, limit: float, *, each: float = math.sqrt(10)) -> list
 
 
 def merchants_curve(
-    folder: Path, limit: int = 1000, *, users: int = 60, engine: str = "flower"
+    folder: Path, limit: int = 1000, *, users: int = 60, engine: str = "pool"
 ) -> Curve:
     """Preparation and two private rounds of 1 to ``limit`` merchants on two workers."""
     silos = _synthetic(folder, limit, users)
@@ -121,7 +121,7 @@ def adapter_curve(folder: Path, limit: float = 50.0, *, replies: int = 16) -> Cu
 
 
 def workers_curve(
-    folder: Path, limit: int = 2, *, merchants: int = 16, users: int = 120, engine: str = "flower"
+    folder: Path, limit: int = 2, *, merchants: int = 16, users: int = 120, engine: str = "pool"
 ) -> Curve:
     """The same merchants on 1 to ``limit`` workers; the caches are made anew each time."""
     silos = _synthetic(folder, merchants, users)
@@ -214,14 +214,15 @@ def _setting(
 def _job_point(what: Mapping[str, Any]) -> dict[str, float]:
     from server.run_store import RunStore
     from silotune.federation import build_model
-    from simulations.benchmarks.ours import prepare_all, rounds
+    from simulations.benchmarks.ours import prepare_all, rounds, workers_of
     from simulations.benchmarks.setting import read_setting
 
     setting = read_setting(Path(what["setting"]))
     began = time.monotonic()
-    prepare_all(setting)
-    prepared = time.monotonic() - began
-    rounds(setting)
+    with workers_of(setting) as pool:
+        prepare_all(setting, pool)
+        prepared = time.monotonic() - began
+        rounds(setting, pool)
     federation, job = setting.federation, setting.job
     model = build_model(federation.models, job.model, federation.task)
     store = RunStore(Path(federation.state) / "rounds" / job.name, model.layout.digest)

@@ -44,8 +44,8 @@ class Setting:
     """Budget over all rounds: of a user for silotune, of an example for the stock recipe."""
     workers: int = 2
     """Worker processes, one thread each."""
-    engine: str = "flower"
-    """'flower', or 'inline' for silotune's side in tests."""
+    engine: str = "pool"
+    """Of silotune's side: 'pool', 'flower' (Ray), or 'inline' in tests."""
     learning_rate: float = 5e-3
     """Of AdamW in the stock recipe and in plain training."""
 
@@ -146,7 +146,7 @@ def make_setting(
     folder: Path,
     *,
     rounds: int = 5,
-    engine: str = "flower",
+    engine: str = "pool",
     workers: int | None = None,
     learning_rate: float = 5e-3,
 ) -> Setting:

@@ -221,13 +221,15 @@ def test_the_exported_adapter_scores_the_same_in_plain_transformers_and_peft(run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["inline", "flower"])
+@pytest.mark.parametrize(
+    "engine", ["inline", "pool", pytest.param("flower", marks=pytest.mark.long)]
+)
 def test_a_run_that_is_interrupted_says_so_and_keeps_its_state(folder, engine, request):
-    # What is there when the interruption comes: the first scores, or a round on Ray's workers.
+    # What is there when the interruption comes: the first scores, or a round on the workers.
     code, out, err, _ = (
         request.getfixturevalue("stopped")
         if engine == "inline"
-        else _interrupted(folder, engine, "ray", "state/seed-0/rounds/*/rounds.jsonl")
+        else _interrupted(folder, engine, engine, "state/seed-0/rounds/*/rounds.jsonl")
     )
     assert code == 130, err
     assert "The state is kept" in out
