@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,6 @@ __all__ = ["Logits", "SiloPool", "prepare", "score", "train_alone", "train_poole
 Logits = NDArray[np.float32]
 """On the test rows of one merchant, in their order, (E, K)."""
 
-_Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
-
 _federation: Path | None = None
 
 
@@ -47,10 +45,11 @@ class SiloPool:
     def __init__(self, federation: Path, workers: int) -> None:
         self.federation = federation
         self._open = True
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._calls: list[_Call] = []
+        self._changed = threading.Condition()
+        self._homes: dict[str, int] = {}
         self._lanes = [
-            threading.Thread(target=self._serve, daemon=True, name=f"worker {n + 1}")
-            for n in range(workers)
+            threading.Thread(target=self._serve, args=(n,), daemon=True) for n in range(workers)
         ]
         for lane in self._lanes:
             lane.start()
@@ -61,20 +60,33 @@ class SiloPool:
 
     def __exit__(self, *_: object) -> None:
         """Drop what has not begun and end the processes."""
-        self._open = False
-        for _lane in self._lanes:
-            self._calls.put(None)
+        with self._changed:
+            self._open = False
+            dropped, self._calls = self._calls, []
+            self._changed.notify_all()
+        for call in dropped:
+            call.future.cancel()
         for lane in self._lanes:
             lane.join()
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    def submit(
+        self, function: Callable[..., Any], *arguments: Any, silo: str | None = None
+    ) -> Future[Any]:
         """Run ``function(worker, *arguments)`` once those before it have begun.
 
         The result is a WorkerError if the system ends the process that runs it.
+
+        Args:
+            function: of a module that workers can import.
+            arguments: what it gets after the worker.
+            silo: folder of the silo it is about. The process that served it last has it loaded,
+                and takes it before others; one that has nothing else to do takes it too.
         """
-        future: Future[Any] = Future()
-        self._calls.put((future, function, arguments))
-        return future
+        call = _Call(Future(), function, arguments, silo)
+        with self._changed:
+            self._calls.append(call)
+            self._changed.notify_all()
+        return call.future
 
     def each(
         self,
@@ -95,7 +107,7 @@ class SiloPool:
             WorkerError: the system ended a worker.
         """
         order = range(len(calls)) if cost is None else np.argsort(cost, kind="stable")[::-1]
-        started = {int(i): self.submit(calls[i][0], *calls[i][1]) for i in order}
+        started = {int(i): self._submit(*calls[i]) for i in order}
         futures = [started[i] for i in range(len(calls))]
         try:
             for done, future in enumerate(as_completed(futures)):
@@ -107,16 +119,34 @@ class SiloPool:
             raise
         return [future.result() for future in futures]
 
-    def _serve(self) -> None:
-        executor = self._process()
-        while (call := self._calls.get()) is not None:
-            future, function, arguments = call
+    def _submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
+        about = arguments[0] if arguments else None
+        silo = str(about.path.resolve()) if isinstance(about, SiloFolder) else None
+        return self.submit(function, *arguments, silo=silo)
+
+    def _next(self, lane: int) -> "_Call | None":
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls or not self._open)
             if not self._open:
-                future.cancel()
+                return None
+            at_home = (i for i, call in enumerate(self._calls) if self._may(call, lane))
+            call = self._calls.pop(next(at_home, 0))
+            if call.silo is not None:
+                self._homes[call.silo] = lane
+            return call
+
+    def _may(self, call: "_Call", lane: int) -> bool:
+        return call.silo is None or self._homes.get(call.silo, lane) == lane
+
+    def _serve(self, lane: int) -> None:
+        executor = self._process()
+        while (call := self._next(lane)) is not None:
+            future = call.future
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(executor.submit(_call, function, arguments).result())
+                running = executor.submit(_called, call.function, call.arguments)
+                future.set_result(running.result())
             except BrokenProcessPool:
                 executor.shutdown(wait=False)
                 executor = self._process()
@@ -141,6 +171,14 @@ class SiloPool:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    future: Future[Any]
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    silo: str | None
+
+
 def _start(federation: Path) -> None:
     global _federation
     _federation = federation
@@ -161,7 +199,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     if _federation is None:
         raise RuntimeError("the pool's worker was not started by the pool.")
     return function(worker_for(_federation), *arguments)

@@ -17,6 +17,7 @@ from flwr.common.constant import ErrorCode
 from client.worker import Worker
 from server.server_app import run_federation
 from silotune.errors import WorkerError
+from silotune.federation import read_federation
 from simulations.local_grid import LocalGrid, belong_to_a_simulation, refused
 from simulations.pool import SiloPool
 
@@ -46,6 +47,7 @@ class PoolGrid(LocalGrid):
     def __init__(self, nodes: int, pool: SiloPool, app: str = APP) -> None:
         super().__init__(nodes, pool.federation)
         self._pool, self._app = pool, app
+        self._silos = read_federation(pool.federation).silos
         self._running: set[str] = set()
         self._replies: dict[str, Message] = {}
         self._deaths: Counter[int] = Counter()
@@ -57,8 +59,10 @@ class PoolGrid(LocalGrid):
         with self._changed:
             self._running |= named.keys()
         for message in named.values():
-            context = self._contexts[message.metadata.dst_node_id]
-            future = self._pool.submit(_answered, self._app, message, context)
+            node = message.metadata.dst_node_id
+            future = self._pool.submit(
+                _answered, self._app, message, self._contexts[node], silo=self._silos[node - 1]
+            )
             future.add_done_callback(partial(self._keep, message))
         return list(named)
 

@@ -99,3 +99,26 @@ def test_no_worker_outlives_a_parent_that_was_killed(small_federation, tmp_path)
     while any(runs(w) for w in workers) and time.monotonic() < until:
         time.sleep(0.1)
     assert not [w for w in workers if runs(w)]
+
+
+def test_a_silo_goes_back_to_the_worker_that_has_it_and_nobody_is_idle(small_federation, tmp_path):
+    path = small_federation(tmp_path, "plain")
+    with SiloPool(path, 2) as pool:
+        # Both have started: else one would have taken most of them.
+        pool.each([(number_after, (1.0,))] * 2, lambda *_: None)
+        first = [pool.submit(number_after, 0.3, silo=name) for name in "abcdef"]
+        homes = dict(zip("abcdef", [f.result() for f in first], strict=True))
+        # Another order, so that chance would not do it.
+        again = {name: pool.submit(number_after, 0.3, silo=name) for name in "fdbeca"}
+        kept = sum(future.result() == homes[name] for name, future in again.items())
+        assert len(set(homes.values())) == 2
+        assert kept >= 5
+        # All of one worker's: the other one takes its share.
+        mine = [name for name in homes if homes[name] == homes["a"]] * 4
+        shared = [pool.submit(number_after, 0.2, silo=f"{name}") for name in mine]
+        assert len({future.result() for future in shared}) == 2
+
+
+def number_after(worker, seconds):
+    time.sleep(seconds)
+    return os.getpid()
