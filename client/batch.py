@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.prefix_choice import Choice
+from silotune.errors import ConfigError
 from silotune.models.batching import token_batches
 from silotune.models.text_model import TextModel
 from silotune.tasks.base import Examples
@@ -40,6 +41,12 @@ class Batch:
             self.ids_ET, self.mask_ET, self.numeric_EF, self.pool_ET, self.stored_ETH
         )
         return logits_EK
+
+    def vectors(self, model: TextModel) -> Tensor:
+        """Return what the adapted encoder of ``model`` makes of the texts, (E, H)."""
+        if self.mask_ET is None:
+            raise ConfigError("use_text is false; a model without text has no vectors of it.")
+        return model.pooled(self.ids_ET, self.mask_ET, self.pool_ET, self.stored_ETH)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +105,20 @@ class PreparedExamples:
         for part in token_batches(rows, self.length_E, budget):
             out[part] = self.batch(part, device).logits(model).float().cpu().numpy()
         return out[rows]
+
+    @torch.inference_mode()
+    def vectors(self, model: TextModel) -> NDArray[np.float32]:
+        """Return what the adapted encoder makes of every text, (E, H), of unit length.
+
+        Raises:
+            ConfigError: the model has no text.
+        """
+        device = next(model.parameters()).device
+        rows = np.arange(len(self.examples))
+        parts = list(token_batches(rows, self.length_E, FORWARD_BUDGET))
+        found = [self.batch(p, device).vectors(model).cpu().numpy() for p in parts]
+        order = np.argsort(np.concatenate(parts), kind="stable")
+        return np.concatenate(found)[order]
 
 
 def _gather(rows_NX: Tensor, index_ET: Tensor) -> Tensor:

@@ -31,7 +31,14 @@ from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import AsksAt, Examples, Task
 
-__all__ = ["Scored", "load_model", "score_examples", "score_silo", "write_scores"]
+__all__ = [
+    "Scored",
+    "load_model",
+    "score_examples",
+    "score_silo",
+    "write_parquet",
+    "write_scores",
+]
 
 Progress = Callable[[int, int], None]
 
@@ -92,10 +99,10 @@ def score_silo(
     rows = examples.rows(test=True)
     if not len(rows):
         raise DataError(f"{silo.path}: task '{task.name}' has no example from its split on.")
-    if "user_id" not in examples.keys:
+    if not examples.keys:
         raise ConfigError(
-            f"task '{task.name}' does not say whose its examples are (Examples.keys); it cannot "
-            "be scored by customer."
+            f"task '{task.name}' does not name its examples (Examples.keys); nobody could tell "
+            "what a score is of."
         )
     score_EK = score_examples(model or load_model(settings), silo, examples, rows, progress)
     return Scored(examples=examples, rows=rows, score_EK=score_EK, date=date)
@@ -144,8 +151,9 @@ def write_scores(
 ) -> None:
     """Write ``scored`` to ``out``, whole or not at all, mode 0600.
 
-    Columns: the examples' keys (``user_id`` first), then `Objective.score_names` (``score``, or a
-    column for each class by its name), and with ``with_labels`` `Objective.outcomes` (``label``).
+    Columns: the examples' keys (``user_id`` first, where they are somebody's), then
+    `Objective.score_names` (``score``, or a column for each class by its name), and with
+    ``with_labels`` `Objective.outcomes` (``label``).
     The file's metadata say under ``silotune`` which task, date and adapter it is of.
 
     Raises:
@@ -159,6 +167,15 @@ def write_scores(
     table = _table(scored, with_labels=with_labels).replace_schema_metadata(
         {"silotune": json.dumps(_about(scored, settings))}
     )
+    write_parquet(table, out)
+
+
+def write_parquet(table: pa.Table, out: Path) -> None:
+    """Write ``table`` to ``out``, whole or not at all, mode 0600.
+
+    Raises:
+        ConfigError: ``out`` cannot be written.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with claimed(out, 10.0) as file:

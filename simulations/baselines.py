@@ -20,6 +20,7 @@ from sklearn.model_selection import GroupKFold
 from silotune.tasks.base import Examples
 from silotune.tasks.dose_response import DoseResponse
 from silotune.tasks.objective import Binary, Classes
+from simulations.baselines_text import TEXT_METHODS
 from simulations.baselines_values import by_group, flat, linear
 
 __all__ = ["METHODS", "Method", "logistic", "popularity", "trees"]
@@ -111,6 +112,7 @@ METHODS: Mapping[str, Method] = {
     "linear-local": lambda silos: linear(silos, pooled=False),
     "linear-pooled": lambda silos: linear(silos, pooled=True),
     "trees-local": lambda silos: [trees(e) for e in silos],
+    **TEXT_METHODS,
 }
 """Simple methods by the name of their arm; a task says which of them are its own."""
 

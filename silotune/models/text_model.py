@@ -193,13 +193,26 @@ class TextModel(nn.Module):
         if self.backbone is None or mask_ET is None:
             plain_EK: Tensor = self.head(None, numeric_EF)
             return plain_EK
+        pooled_EH = self.pooled(ids_ET, mask_ET, pool_ET, stored_ETH)
+        logits_EK: Tensor = self.head(pooled_EH, numeric_EF)
+        return logits_EK
+
+    def pooled(
+        self,
+        ids_ET: Tensor | None,
+        mask_ET: Tensor,
+        pool_ET: Tensor | None = None,
+        stored_ETH: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the adapted encoder makes of texts, (E, H), float32, of unit length.
+
+        Arguments: as `forward`.
+        """
         reuse = contextlib.nullcontext() if stored_ETH is None else self.prefix.stored(stored_ETH)
         over_ET = mask_ET if pool_ET is None else pool_ET
         with reuse, self.last_layer.only(over_ET), self.autocast():
             hidden_EPH = self.backbone(input_ids=ids_ET, attention_mask=mask_ET).last_hidden_state
-        pooled_EH = pool(hidden_EPH, over_ET[:, : hidden_EPH.shape[1]], self.pooling)
-        logits_EK: Tensor = self.head(pooled_EH, numeric_EF)
-        return logits_EK
+        return pool(hidden_EPH, over_ET[:, : hidden_EPH.shape[1]], self.pooling)
 
     def autocast(self) -> torch.autocast:
         """Context in which matrix products run in the model's precision."""

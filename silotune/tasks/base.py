@@ -6,6 +6,7 @@ Shape suffixes: E examples, F numeric features, K outputs of the head.
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.objective import Binary, Objective
 
-__all__ = ["AsksAt", "Examples", "Task", "keys_of"]
+__all__ = ["AsksAt", "Examples", "ListsProducts", "Task", "keys_of", "own_settings"]
 
 _YES_OR_NO = Binary()
 
@@ -110,6 +111,24 @@ class AsksAt(Protocol):
         ...
 
 
+@runtime_checkable
+class ListsProducts(Protocol):
+    """A task whose examples are products: every product of a merchant can be described."""
+
+    def products(self, silo: SiloFolder) -> Examples:
+        """Return every product of the merchant once, labels NaN; no user is read.
+
+        A product's ``group`` is its name, its row is a test row where that is held out from
+        training at every merchant. Keys: ``item_id``, ``title``, ``category``, and others.
+        """
+        ...
+
+
 def keys_of(rows: Sequence[Mapping[str, Any]], *columns: str) -> dict[str, list[Any]]:
     """Return `Examples.keys` from the rows that examples were made of, by their own columns."""
     return {column: [row[column] for row in rows] for column in columns}
+
+
+def own_settings(silo: SiloFolder, task: str) -> Path:
+    """Return where a merchant's own settings of a task lie, which the federation never sees."""
+    return silo.path / "tasks" / f"{task}.toml"

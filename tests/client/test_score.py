@@ -29,7 +29,7 @@ from tests.client.scoring import (
 
 WEEKS = {
     name: {"horizon_days": 7} for name in ("customer-churn", "customer-segment", "item-interest")
-}
+} | {"product-category": {"classes": ("apples", "milk", "bread", "cheese")}}
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
