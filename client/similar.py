@@ -119,7 +119,7 @@ def found_table(
 ) -> pa.Table:
     """Return one row for each query and product: query, rank from 1, the product, similarity."""
     keys, ranks = shelf.products.keys, nearest_QN.shape[1]
-    rows = nearest_QN.ravel()
+    rows = nearest_QN.ravel().tolist()
     return pa.table(
         {
             "query": [q for q in queries for _ in range(ranks)],
@@ -175,4 +175,5 @@ def _shares(
 ) -> NDArray[np.float64]:
     cosine_QI = shelf.vector_IH[asked] @ shelf.vector_IH[known].T
     nearest_QN = np.argsort(-cosine_QI, axis=1, kind="stable")[:, :count]
-    return np.take_along_axis(same_QI, nearest_QN, 1).mean(1)
+    shares_Q: NDArray[np.float64] = np.take_along_axis(same_QI, nearest_QN, 1).mean(1)
+    return shares_Q

@@ -33,9 +33,8 @@ _ledger = typer.Typer(no_args_is_help=True)
 def register(root: typer.Typer) -> None:
     """Add the group to ``root``."""
     _group.add_typer(_ledger, name="ledger", help="What was spent, and what left.")
-    add_client(_group)
-    add_score(_group)
-    add_similar(_group)
+    for add in (add_client, add_score, add_similar):
+        add(_group)
     root.add_typer(_group, name="client", help="A merchant's own side: take part, and its ledger.")
 
 

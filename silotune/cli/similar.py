@@ -1,7 +1,7 @@
 """``silotune client similar``: products that are alike, and products for a query."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -111,7 +111,7 @@ def _read_queries(path: Path) -> list[str]:
     if "query" not in table.column_names:
         known = ", ".join(table.column_names)
         raise ConfigError(f"{path}: has no column 'query'; it has {known}.")
-    found = table["query"].to_pylist()
+    found: list[Any] = table["query"].to_pylist()
     wrong = next((n for n, q in enumerate(found, 1) if not isinstance(q, str) or not q), None)
     if wrong is not None or not found:
         where = f"row {wrong} of column 'query' is no text" if wrong else "has no rows"
