@@ -19,7 +19,15 @@ from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, ListsProducts
 
-__all__ = ["Judged", "Shelf", "found_table", "judge", "query_vectors", "shelf_of"]
+__all__ = [
+    "Judged",
+    "Shelf",
+    "found_table",
+    "judge",
+    "query_vectors",
+    "refuse_other_names",
+    "shelf_of",
+]
 
 _STEP = " > "
 
@@ -128,6 +136,20 @@ def found_table(
             "similarity": pa.array(cosine_QN.ravel(), pa.float32()),
         }
     )
+
+
+def refuse_other_names(settings: ScoreSettings) -> None:
+    """Raise ConfigError where the adapter says that its run held out other names than the task.
+
+    What the task calls held out may then have trained it.
+    """
+    trained = settings.about.get("task")
+    seed = trained.get("seed") if isinstance(trained, dict) else None
+    if seed is not None and seed != settings.task.seed:
+        raise ConfigError(
+            f"{settings.adapter}: its run held out other names (task.seed = {seed}, here "
+            f"{settings.task.seed}). Give its run file with --run."
+        )
 
 
 def judge(before: Shelf, after: Shelf, *, level: int, count: int = 10) -> Judged:

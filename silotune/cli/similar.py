@@ -66,11 +66,13 @@ def _similar(
         raise ConfigError("give one of --text, --item, --queries and --judge.")
     from client.score import load_model
     from client.score_settings import score_settings
-    from client.similar import shelf_of
+    from client.similar import refuse_other_names, shelf_of
     from silotune.tables.silo_folder import SiloFolder
 
     silo = SiloFolder.open(folder)
     settings = score_settings(folder, task, adapter=adapter, run=run)
+    if judge:
+        refuse_other_names(settings)
     if settings.threads is not None:
         import torch
 

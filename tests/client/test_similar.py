@@ -1,7 +1,7 @@
 """Similar products: the nearest are the nearest, queries are answered, and the judge is fair."""
 
 import datetime as dt
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import duckdb
 import numpy as np
@@ -18,6 +18,8 @@ from silotune.errors import ConfigError, DataError
 from silotune.models.adapter import LoraSettings
 from silotune.tables.silo_folder import SiloFolder, write_silo
 from silotune.tasks.product_category import ProductCategory
+from silotune.tasks.registry import task_mapping
+from silotune.toml_text import toml_text
 from tests.client.scoring import CHURN, exported
 
 TASK = ProductCategory(
@@ -162,6 +164,18 @@ def test_a_judge_without_held_out_products_says_so(encoders):
     bare = Shelf(products=known, vector_IH=shelf.vector_IH)
     with pytest.raises(DataError, match="no held-out product"):
         judge(bare, bare, level=1)
+
+
+def test_an_adapter_whose_run_held_out_other_names_is_not_judged(silo, adapter, tmp_path, capsys):
+    run = tmp_path / "run.toml"
+    model = score_settings(silo.path, TASK.name, adapter=adapter).model
+    parts = {"task": task_mapping(replace(TASK, seed=7)), "model": asdict(model)}
+    run.write_text(toml_text(parts | {"job": {"name": "a", "rounds": 1, "plain": {"epochs": 1.0}}}))
+    asked = ["client", "similar", str(silo.path), "--adapter", str(adapter), "--run", str(run)]
+    assert main([*asked, "--judge"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "held out other names (task.seed = 0, here 7)" in said
+    assert main([*asked, "--text", "tea"]) == 0
 
 
 def test_other_tasks_and_models_without_text_are_refused(silo, tmp_path):

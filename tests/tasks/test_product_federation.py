@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from client.prepared import load_or_prepare
+from client.worker import Worker
 from privacy.ledger import Ledger
 from server.run_store import RunStore
 from silotune.federation import Job, build_model, read_federation
 from silotune.tables.silo_folder import SiloFolder
 from simulations.inline_engine import run_inline
+from simulations.pool import with_texts
 
 # Each merchant takes part in three of them.
 TASK = {
@@ -67,6 +69,12 @@ def test_a_federation_learns_classes_of_products_whose_names_nobody_trained_on(
         with Ledger(tmp_path / "ledgers" / "private" / f"{silo.info.name}.db") as ledger:
             (reserved,) = [e for e in ledger.entries if e.kind == "reserve"]
         assert reserved.body["what"]["task"] == "product-category"
+        # What a simple method reads has its texts, and the same rows.
+        again = with_texts(Worker(federation), silo)
+        assert np.array_equal(again.label_EK, data.examples.label_EK)
+        assert np.array_equal(again.test_E, data.examples.test_E)
+        assert all(again.text)
+        assert not any(data.examples.text)
     assert np.mean(areas["start"]) == 0.5
     assert np.mean(areas["plain"]) > 0.8
     # Label sets differ, the head does not.
