@@ -17,7 +17,7 @@ from silotune.errors import ConfigError, PolicyError
 from silotune.federation import Job
 from silotune.messages import MetricsRequest, TrainRequest
 from silotune.models.text_model import ModelConfig
-from silotune.tasks.registry import AnyTask
+from silotune.tasks.several import OneOrSeveral
 
 __all__ = ["AcceptedRun", "check_run", "load_accepted", "read_run", "refuse_backwards"]
 
@@ -28,7 +28,7 @@ _PARTS = ("task", "model", "job")
 class AcceptedRun:
     """What a run file says that concerns merchants; its other keys are not read."""
 
-    task: AnyTask
+    task: OneOrSeveral
     model: ModelConfig = ModelConfig()
     job: Job
 

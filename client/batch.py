@@ -101,7 +101,7 @@ class PreparedExamples:
     ) -> NDArray[np.float32]:
         """Return the logits of ``rows``, (len(rows), K), in their order."""
         device = next(model.parameters()).device
-        out = np.empty((len(self.examples), model.head.score.out_features), dtype=np.float32)
+        out = np.empty((len(self.examples), model.outputs), dtype=np.float32)
         for part in token_batches(rows, self.length_E, budget):
             out[part] = self.batch(part, device).logits(model).float().cpu().numpy()
         return out[rows]

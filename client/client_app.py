@@ -52,7 +52,7 @@ class _Simulated:
         if what.model != job.model:
             raise MessageError("the request names another model than this silo's configuration.")
         with self.worker.silo(self.index, job, what.round) as silo:
-            yield silo, self.worker.model(job.model)
+            yield silo, self.worker.model(job.model, job)
 
     def keep(self, what: TrainRequest | MetricsRequest, adapter_D: Tensor) -> None:
         """Keep nothing: a simulation has the rounds of every job."""

@@ -20,10 +20,13 @@ class ClientConfig:
 
     server: Invitation
     task: dict[str, Any]
-    """One of `silotune.tasks.registry.TASKS`, by its ``name``, as agreed with the aggregator."""
+    """One of `silotune.tasks.registry.TASKS`, by its ``name``, as agreed with the aggregator; or
+    ``tasks``, a list of them, that share one adapter."""
     model: dict[str, Any]
     """`silotune.models.text_model.ModelConfig`, as agreed. ``base`` may be another folder with
     the same model: its digest counts."""
+    tasks: tuple[dict[str, Any], ...] = ()
+    """Further tasks, each with an adapter of its own; the same ledger pays for them."""
     node_user: str | None = "nobody"
     """Account of the process that talks to the aggregator, where started as root. It sees no
     data. An account of its own is better than 'nobody'."""

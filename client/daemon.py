@@ -7,9 +7,9 @@ and examples loaded.
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
@@ -27,16 +27,18 @@ from client.refusals import note
 from client.silo import Silo
 from client.tally import timed
 from privacy.durable import lock
+from privacy.ledger import Ledger
 from privacy.policy import Policy
 from privacy.randomness import RandomSource, SecureSource, SeededSource
 from silotune.config import from_mapping, from_toml
 from silotune.errors import MessageError, SilotuneError
+from silotune.federation import model_for
 from silotune.logs import configure, event, give_up
 from silotune.messages import MetricsRequest, TrainRequest
 from silotune.models.text_model import ModelConfig, TextModel
 from silotune.supervised import leave, mark_ready, open_ready, socket_path, watch_parent
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.registry import read_task
+from silotune.tasks.several import read_tasks
 
 __all__ = ["OneSilo", "load", "main"]
 
@@ -56,6 +58,8 @@ class OneSilo:
     """The silo's own log; it stays inside."""
     accepted: dict[str, AcceptedRun] | None
     """By job. None: any."""
+    further: Mapping[str, tuple[Silo, TextModel]] = field(default_factory=dict)
+    """Other tasks of the same merchant, on the same ledger, each with its model."""
 
     @contextmanager
     def open(self, what: TrainRequest | MetricsRequest) -> Iterator[tuple[Silo, TextModel]]:
@@ -69,7 +73,8 @@ class OneSilo:
         if what.model != _MODEL:
             raise MessageError("the request names another model than this silo's configuration.")
         with timed(self.log.parent):
-            yield self.silo, self.model
+            # A task that is not there is refused by the silo, after its policy.
+            yield self.further.get(what.task, (self.silo, self.model))
 
     def keep(self, what: TrainRequest | MetricsRequest, adapter_D: Tensor) -> None:
         """Keep the aggregate that the merchant was sent, for `silotune client score`."""
@@ -78,7 +83,8 @@ class OneSilo:
     @property
     def message_limit(self) -> int:
         """Bytes that a request can have: an adapter and little more."""
-        return 4 * self.model.layout.size + _REQUEST_BYTES
+        models = [self.model, *(model for _, model in self.further.values())]
+        return 4 * max(model.layout.size for model in models) + _REQUEST_BYTES
 
 
 def load(folder: Path) -> OneSilo:
@@ -93,25 +99,34 @@ def load(folder: Path) -> OneSilo:
     policy = from_toml(Policy, folder / "policy.toml")
     torch.set_num_threads(settings.threads)
     where = str(folder / "client.toml")
-    task = read_task(settings.task, where=f"{where}: task")
+    tasks = [read_tasks(settings.task, where=f"{where}: task")]
+    tasks += [read_tasks(t, where=f"{where}: tasks[{i}]") for i, t in enumerate(settings.tasks)]
     tables = SiloFolder.open(folder)
-    model = TextModel(
-        from_mapping(ModelConfig, settings.model, where=f"{where}: model"),
-        numeric_size=len(task.numeric_names),
-        outputs=task.outputs,
-        public_texts=task.public_texts(),
-    )
-    silo = Silo(
-        tables.info.name,
-        load_or_prepare(tables, task, model),
-        nominal_users=tables.info.nominal_users,
-        ledger=folder / "ledger.db",
-        policy=policy,
-        source=_source(settings),
-        server=settings.server.identity,
-        anchor=Path(settings.anchor) if settings.anchor else None,
-    )
-    return OneSilo(silo, model, folder / "silo.log", load_accepted(folder, policy))
+    cfg = from_mapping(ModelConfig, settings.model, where=f"{where}: model")
+    models = [model_for(cfg, task) for task in tasks]
+    data = [load_or_prepare(tables, *of) for of in zip(tasks, models, strict=True)]
+    anchor = Path(settings.anchor) if settings.anchor else None
+    # One account for all tasks: their releases are about the same users.
+    ledger = Ledger(folder / "ledger.db", anchor=anchor)
+    silos = [
+        Silo(
+            tables.info.name,
+            prepared,
+            task=task.name,
+            nominal_users=tables.info.nominal_users,
+            ledger=ledger,
+            policy=policy,
+            source=_source(settings),
+            server=settings.server.identity,
+        )
+        for task, prepared in zip(tasks, data, strict=True)
+    ]
+    further = {
+        task.name: (silo, model)
+        for task, silo, model in zip(tasks[1:], silos[1:], models[1:], strict=True)
+    }
+    log = folder / "silo.log"
+    return OneSilo(silos[0], models[0], log, load_accepted(folder, policy), further)
 
 
 def _source(settings: ClientConfig) -> RandomSource:

@@ -19,6 +19,7 @@ from privacy.durable import write_whole
 from silotune.errors import ModelError
 from silotune.messages import MetricsRequest, TrainRequest
 from silotune.models.stored import about_of
+from silotune.tasks.names import names_in
 
 __all__ = ["KeptAdapter", "keep_adapter", "kept_adapters"]
 
@@ -34,6 +35,7 @@ class KeptAdapter:
     path: Path
     job: str
     task: str
+    """Its name, or those of all that share the adapter (`silotune.tasks.names`)."""
     rounds: int
     """Done when it came out."""
 
@@ -68,7 +70,7 @@ def keep_adapter(silo: Path, what: TrainRequest | MetricsRequest, adapter_D: Ten
 
 
 def kept_adapters(silo: Path, task: str) -> list[KeptAdapter]:
-    """Return what ``silo`` holds of runs of ``task``, the newest last.
+    """Return what ``silo`` holds of runs of ``task``, alone or with others, the newest last.
 
     Raises:
         ModelError: a file is damaged.
@@ -76,13 +78,14 @@ def kept_adapters(silo: Path, task: str) -> list[KeptAdapter]:
     found = []
     for path in sorted((silo / _FOLDER).glob("*.safetensors"), key=os.path.getmtime):
         about = about_of(path)
-        if about.get("task") != task:
+        trained = str(about.get("task"))
+        if task not in names_in(trained):
             continue
         try:
             rounds = int(about["rounds"])
         except (KeyError, ValueError):
             raise ModelError(f"{path}: does not say of which round it is. Delete it.") from None
-        found.append(KeptAdapter(path=path, job=about.get("job", ""), task=task, rounds=rounds))
+        found.append(KeptAdapter(path=path, job=about.get("job", ""), task=trained, rounds=rounds))
     return found
 
 

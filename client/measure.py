@@ -35,7 +35,7 @@ def plan_of(numbers: Mapping[str, float], model: TextModel, objective: Objective
             "request.metrics: are of yes-or-no tasks only; this one has no such sums."
         )
     plan = from_mapping(MetricsPlan, numbers, where="request.metrics")
-    outputs = model.head.score.out_features
+    outputs = model.outputs
     if plan.outputs != outputs:
         raise ConfigError(f"request.metrics: outputs is {plan.outputs}; the model has {outputs}.")
     return plan

@@ -26,6 +26,8 @@ from client.score_settings import ScoreSettings
 from client.whole_file import become, claimed
 from silotune import __version__
 from silotune.errors import ConfigError, DataError
+from silotune.federation import model_for
+from silotune.models.heads import adapter_of_part
 from silotune.models.stored import read_adapter
 from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
@@ -109,15 +111,19 @@ def score_silo(
 
 
 def load_model(settings: ScoreSettings) -> TextModel:
-    """Return the model with its adapter loaded. Raises ModelError."""
-    task = settings.task
-    model = TextModel(
-        settings.model,
-        numeric_size=len(task.numeric_names),
-        outputs=task.outputs,
-        public_texts=task.public_texts(),
-    )
-    model.load_adapter(read_adapter(settings.adapter, model))
+    """Return the model of the task with its adapter loaded; one of several heads is taken out.
+
+    Raises:
+        ModelError: the adapter or base cannot be used.
+    """
+    model = model_for(settings.model, settings.task)
+    if settings.shared is None:
+        model.load_adapter(read_adapter(settings.adapter, model))
+        return model
+    whole = model_for(settings.model, settings.shared)
+    flat_D = read_adapter(settings.adapter, whole)
+    number = [task.name for task in settings.shared.tasks].index(settings.task.name)
+    model.load_adapter(adapter_of_part(flat_D, whole.layout, number, model.layout))
     return model
 
 

@@ -12,7 +12,9 @@ from silotune.config import from_mapping
 from silotune.errors import ConfigError, ModelError
 from silotune.models.stored import about_of, adapter_file
 from silotune.models.text_model import ModelConfig
+from silotune.tasks.names import names_in
 from silotune.tasks.registry import TASKS, AnyTask, read_task, task_mapping
+from silotune.tasks.several import SeveralTasks, read_tasks
 
 __all__ = ["LOCAL", "ScoreSettings", "score_settings"]
 
@@ -34,6 +36,8 @@ class ScoreSettings:
     """What the adapter says of itself."""
     threads: int | None
     """As the merchant configured; None: nothing configured."""
+    shared: SeveralTasks | None = None
+    """The tasks that the adapter has a head for each; None: it is of ``task`` alone."""
 
 
 def score_settings(
@@ -69,9 +73,12 @@ def score_settings(
     about = about_of(path)
     trained = about.get("task")
     name = trained.get("name") if isinstance(trained, dict) else trained
-    if name is not None and name != task:
+    if name is not None and task not in names_in(name):
         raise ConfigError(f"{path}: is an adapter of task '{name}', not of '{task}'.")
-    configured, model, threads = _configured(silo, task, run, about, path)
+    whole, model, threads = _configured(silo, name or task, run, about, path)
+    shared = whole if isinstance(whole, SeveralTasks) else None
+    parts = whole.tasks if isinstance(whole, SeveralTasks) else (whole,)
+    configured = next(t for t in parts if t.name == task)
     if isinstance(trained, dict):
         _refuse_other(path, task_mapping(configured), read_task(trained, where=f"{path}: task"))
     numeric = about.get("numeric")
@@ -80,7 +87,9 @@ def score_settings(
             f"{path}: reads the features {', '.join(map(str, numeric))}; task '{task}' has "
             f"{', '.join(configured.numeric_names)}. It was made by another version of silotune."
         )
-    return ScoreSettings(task=configured, model=model, adapter=path, about=about, threads=threads)
+    return ScoreSettings(
+        task=configured, model=model, adapter=path, about=about, threads=threads, shared=shared
+    )
 
 
 def _held(silo: Path, task: str, job: str | None, *, local: bool) -> Path:
@@ -99,7 +108,8 @@ def _held(silo: Path, task: str, job: str | None, *, local: bool) -> Path:
 
 def _configured(
     silo: Path, task: str, run: Path | None, about: Mapping[str, Any], adapter: Path
-) -> tuple[AnyTask, ModelConfig, int | None]:
+) -> tuple[AnyTask | SeveralTasks, ModelConfig, int | None]:
+    # ``task`` is the whole name that the adapter has, of several tasks too.
     if run is not None:
         asked, _ = read_run(run)
         if asked.task.name != task:
@@ -110,8 +120,9 @@ def _configured(
     if path.exists():
         settings = read_client(silo)
         threads = settings.threads
-        own = read_task(settings.task, where=f"{path}: task")
-        if own.name == task:
+        every = [read_tasks(t, where=f"{path}: task") for t in (settings.task, *settings.tasks)]
+        own = next((t for t in every if t.name == task), None)
+        if own is not None:
             return own, from_mapping(ModelConfig, settings.model, where=f"{path}: model"), threads
     found = _accepted(silo, task, about.get("job"))
     if found is not None:
@@ -123,7 +134,7 @@ def _configured(
             f"and {adapter} does not either. Give the aggregator's run file with --run."
         )
     return (
-        read_task(trained, where=f"{adapter}: task"),
+        read_tasks(trained, where=f"{adapter}: task"),
         from_mapping(ModelConfig, model, where=f"{adapter}: model"),
         threads,
     )

@@ -53,8 +53,7 @@ def check_once(model: TextModel, gradients: UserGradients, objective: Objective)
 def _made_up(model: TextModel, device: torch.device, objective: Objective) -> Batch:
     generator = torch.Generator().manual_seed(0)
     count = len(_LENGTHS)
-    text = 0 if model.backbone is None else len(model.head.centre_H)
-    numeric_EF = torch.rand(count, model.head.score.in_features - text, generator=generator)
+    numeric_EF = torch.rand(count, model.numeric_size, generator=generator)
     label_EK = objective.made_up_labels(count, generator)
     if model.backbone is None:
         return Batch(None, None, None, numeric_EF.to(device), None, label_EK.to(device))

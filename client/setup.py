@@ -19,7 +19,7 @@ from silotune.errors import ConfigError
 from silotune.invitation import Enrolment, Invitation
 from silotune.models.base import base_digest, load_base
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.registry import task_mapping
+from silotune.tasks.names import names_in
 from silotune.toml_text import toml_text
 
 __all__ = ["accept", "enrolment", "init"]
@@ -39,7 +39,7 @@ delta = {delta}
 base_digests = ["{digest}"]
 # Aggregators that may ask, by the digest of their certificate. This is '{server}'.
 servers = ["{identity}"]
-tasks = ["{task}"]
+tasks = [{tasks}]
 # Run files whose requests are answered, by digest: read them in runs/. `silotune client accept`
 # adds one. "any": whatever is inside the limits below.
 runs = ["{run}"]
@@ -90,9 +90,7 @@ def init(folder: Path, invitation: Path, run: Path, *, epsilon: float = 8.0) -> 
     write_new(folder / "superexec.secret", secrets.token_bytes(32))
     _keep_run(folder, agreed, run)
     _write_policy(folder, silo, server, agreed, epsilon, digest)
-    settings = ClientConfig(
-        server=server, task=task_mapping(agreed.task), model=asdict(agreed.model)
-    )
+    settings = ClientConfig(server=server, task=asdict(agreed.task), model=asdict(agreed.model))
     head = "# Which aggregator, task and model; see client/config.py for every key.\n"
     # Last: a folder that has it is whole.
     write_whole(folder / "client.toml", f"{head}{toml_text(asdict(settings))}\n".encode())
@@ -184,7 +182,7 @@ def _write_policy(
         digest="none" if base is None else base_digest(base),
         server=server.name,
         identity=server.identity,
-        task=agreed.task.name,
+        tasks=", ".join(f'"{name}"' for name in names_in(agreed.task.name)),
         run=digest,
     )
     write_whole(path, text.encode())

@@ -36,8 +36,10 @@ class Silo:
     Args:
         name: of the merchant.
         data: its prepared examples; they stay inside.
+        task: name of what they are examples of.
         nominal_users: declared, public.
-        ledger: file of the durable account.
+        ledger: file of the durable account; or the account itself, where a merchant learns
+            several tasks, each a silo of its own, that the same users pay for.
         policy: the merchant's own limits.
         source: of sampling and noise.
         server: identity of the aggregator that the transport has authenticated.
@@ -54,20 +56,21 @@ class Silo:
         name: str,
         data: PreparedExamples,
         *,
+        task: str,
         nominal_users: int,
-        ledger: Path,
+        ledger: Path | Ledger,
         policy: Policy,
         source: RandomSource,
         server: str,
         anchor: Path | None = None,
     ) -> None:
         self.name = name
-        self._data = data
+        self._data, self._task = data, task
         self._nominal_users = nominal_users
         self._policy = policy
         self._source = source
         self._server = server
-        self.ledger = Ledger(ledger, anchor=anchor)
+        self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger, anchor=anchor)
         self._gate = Gate(self.ledger)
 
     def __enter__(self) -> "Silo":
@@ -85,7 +88,7 @@ class Silo:
         first gradient. The same request again gives the stored update, and trains nothing.
 
         Raises:
-            MessageError: the adapter or the base is not the agreed one.
+            MessageError: the adapter, the base or the task is not the agreed one.
             PolicyError: the request is outside the policy. Nothing was trained or charged.
             BudgetError: it would pass the budget. Nothing was trained or charged.
             ConfigError: a parameter is out of range.
@@ -107,7 +110,7 @@ class Silo:
         example is scored. The same request again gives the stored release, and scores nothing.
 
         Raises:
-            MessageError: the adapter or the base is not the agreed one.
+            MessageError: the adapter, the base or the task is not the agreed one.
             PolicyError: the request is outside the policy. Nothing was scored or charged.
             BudgetError: it would pass the budget. Nothing was scored or charged.
             ConfigError: the plan is out of range, or not for this task.
@@ -126,22 +129,20 @@ class Silo:
     def _train_private(self, what: TrainRequest, adapter_D: Tensor, model: TextModel) -> Outgoing:
         ask = from_mapping(PrivateParameters, what.private or {}, where="request.private")
         settings = ask.settings()
-        self._policy.check(
-            Ask(
-                server=self._server,
-                task=what.task,
-                base_digest=what.base_digest,
-                private=True,
-                seeded=not self._source.is_private,
-                noise_multiplier=settings.noise_multiplier,
-                clip_norm=settings.clip_norm,
-                sampling_rate=settings.sampling_rate,
-                steps=ask.steps,
-                examples_per_user=settings.examples_per_user,
-                mechanism=settings.mechanism,
-            ),
-            nominal_users=self._nominal_users,
+        asked = Ask(
+            server=self._server,
+            task=what.task,
+            base_digest=what.base_digest,
+            private=True,
+            seeded=not self._source.is_private,
+            noise_multiplier=settings.noise_multiplier,
+            clip_norm=settings.clip_norm,
+            sampling_rate=settings.sampling_rate,
+            steps=ask.steps,
+            examples_per_user=settings.examples_per_user,
+            mechanism=settings.mechanism,
         )
+        self._check_allowed(asked)
         request = _digest(what, adapter_D, self._server)
         stored = self._gate.again(request)
         if stored is not None:
@@ -191,9 +192,8 @@ class Silo:
         )
 
     def _train_plain(self, what: TrainRequest, adapter_D: Tensor, model: TextModel) -> Outgoing:
-        self._policy.check(
-            Ask(server=self._server, task=what.task, base_digest=what.base_digest, private=False),
-            nominal_users=self._nominal_users,
+        self._check_allowed(
+            Ask(server=self._server, task=what.task, base_digest=what.base_digest, private=False)
         )
         ask = from_mapping(PlainParameters, what.plain or {}, where="request.plain")
         model.load_adapter(adapter_D)
@@ -206,16 +206,14 @@ class Silo:
 
     def _measure(self, what: MetricsRequest, adapter_D: Tensor, model: TextModel) -> Outgoing:
         plan = measure.plan_of(what.metrics, model, self._data.examples.objective)
-        self._policy.check(
-            measure.ask_of(
-                what,
-                plan,
-                server=self._server,
-                seeded=not self._source.is_private,
-                delta=self._policy.delta,
-            ),
-            nominal_users=self._nominal_users,
+        asked = measure.ask_of(
+            what,
+            plan,
+            server=self._server,
+            seeded=not self._source.is_private,
+            delta=self._policy.delta,
         )
+        self._check_allowed(asked)
         request = _digest(what, adapter_D, self._server)
         stored = self._gate.again(request)
         if stored is not None:
@@ -241,6 +239,12 @@ class Silo:
             private=self._source.is_private,
             facts={"job": what.job, "round": what.round, **asdict(plan)},
         )
+
+    def _check_allowed(self, asked: Ask) -> None:
+        self._policy.check(asked, nominal_users=self._nominal_users)
+        # The policy has said yes to the tasks that were named: no others are trained or scored.
+        if asked.task != self._task:
+            raise MessageError("the request is for another task than this silo's examples.")
 
     def _about(self, what: TrainRequest | MetricsRequest) -> dict[str, str | int]:
         # For people who read the ledger, and for the order of rounds.

@@ -17,8 +17,11 @@ from silotune.config import from_mapping
 from silotune.federation import Federation, Job, build_model, read_federation
 from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
+from silotune.tasks.names import names_in
+from silotune.tasks.registry import AnyTask
+from silotune.tasks.several import SeveralTasks
 
-__all__ = ["Worker", "worker_for"]
+__all__ = ["Worker", "ledger_of", "worker_for"]
 
 
 @dataclass
@@ -28,28 +31,39 @@ class Worker:
     federation: Federation
     written: bytes = b""
     """The file that it was read from, as it was."""
-    models: dict[str, TextModel] = field(default_factory=dict)
+    models: dict[tuple[str, str], TextModel] = field(default_factory=dict)
+    """By name and task."""
     work: Work = field(default_factory=Work)
     """What this worker has had to load and compute so far."""
     keep_bytes: int = 1 << 30
     """Of prepared examples; those used longest ago are let go, and mapped again when needed.
     What a thousand silos need is then what a few need."""
-    _data: OrderedDict[tuple[Path, str], PreparedExamples] = field(default_factory=OrderedDict)
+    _data: OrderedDict[tuple[Path, str, str], PreparedExamples] = field(default_factory=OrderedDict)
 
-    def model(self, name: str) -> TextModel:
-        """Return model ``name``. Raises ConfigError when it is not configured."""
-        if name not in self.models:
-            self.models[name] = build_model(self.federation.models, name, self.federation.task)
+    def model(self, name: str, job: Job | None = None) -> TextModel:
+        """Return model ``name`` for the task of ``job``, None for that of the federation.
+
+        Raises:
+            ConfigError: it is not configured.
+        """
+        task = self._task(job)
+        key = (name, task.name)
+        if key not in self.models:
+            self.models[key] = build_model(self.federation.models, name, task)
             self.work.models_loaded += 1
-        return self.models[name]
+        return self.models[key]
 
-    def data(self, folder: SiloFolder, model: str) -> PreparedExamples:
-        """Return the prepared examples of the silo in ``folder`` for model ``model``."""
-        key = (folder.path, model)
+    def data(self, folder: SiloFolder, model: str, job: Job | None = None) -> PreparedExamples:
+        """Return the prepared examples of the silo in ``folder``; other arguments as `model`."""
+        task = self._task(job)
+        key = (folder.path, model, task.name)
         if key not in self._data:
-            task = self.federation.task
             data = load_or_prepare(
-                folder, task, self.model(model), passes=self._passes(model), work=self.work
+                folder,
+                task,
+                self.model(model, job),
+                passes=self._passes(model, task.name),
+                work=self.work,
             )
             if data.choice is not None:
                 note_choice(f"{folder.info.name}, model '{model}'", data.choice, self.log)
@@ -62,15 +76,19 @@ class Worker:
     def _kept(self) -> int:
         return sum(data.nbytes for data in self._data.values())
 
+    def _task(self, job: Job | None) -> AnyTask | SeveralTasks:
+        return self.federation.task if job is None else self.federation.task_of(job)
+
     def silo(self, index: int, job: Job, round_: int) -> Silo:
         """Return the silo that node ``index`` stands for, with its budget for ``job``."""
         folder = SiloFolder.open(Path(self.federation.silos[index]))
         name = folder.info.name
         return Silo(
             name,
-            self.data(folder, job.model),
+            self.data(folder, job.model, job),
+            task=self._task(job).name,
             nominal_users=folder.info.nominal_users,
-            ledger=Path(self.federation.state) / "ledgers" / job.name / f"{name}.db",
+            ledger=ledger_of(self.federation, job, name),
             policy=self._policy(job),
             source=self._source(index, round_),
             server="simulation",
@@ -81,11 +99,11 @@ class Worker:
         """The silos' own log; in a simulation one for all."""
         return Path(self.federation.state) / "silos.log"
 
-    def _passes(self, model: str) -> float:
+    def _passes(self, model: str, task: str) -> float:
         """Return how often the jobs will go over a silo's examples; scoring is one pass more."""
         passes = 1.0
         for job in self.federation.jobs:
-            if job.model == model:
+            if job.model == model and self._task(job).name == task:
                 ask = job.private or job.plain or {}
                 sampled = float(ask.get("steps", 1)) * float(ask.get("sampling_rate", 1))
                 passes += job.rounds * float(ask.get("epochs", sampled))
@@ -105,9 +123,9 @@ class Worker:
             # No private job: next to nothing is allowed.
             epsilon=job.epsilon or 1e-6,
             delta=self.federation.delta,
-            base_digests=(self.model(job.model).base_digest,),
+            base_digests=(self.model(job.model, job).base_digest,),
             servers=("simulation",),
-            tasks=(self.federation.task.name,),
+            tasks=names_in(self._task(job).name),
             metrics=self._metrics(job),
             plain_training=job.plain is not None,
             seeded_noise=self.federation.noise_seed is not None,
@@ -123,6 +141,11 @@ class Worker:
     def _source(self, index: int, round_: int) -> RandomSource:
         seed = self.federation.noise_seed
         return SecureSource() if seed is None else SeededSource((seed, index, round_))
+
+
+def ledger_of(federation: Federation, job: Job, silo: str) -> Path:
+    """Return the file of the ledger that pays for ``job`` at the silo of that name."""
+    return Path(federation.state) / "ledgers" / (job.account or job.name) / f"{silo}.db"
 
 
 _workers: dict[Path, Worker] = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from silotune.config import config
 from silotune.errors import ConfigError, PolicyError
+from silotune.tasks.names import names_in
 
 __all__ = ["ANY_RUN", "Ask", "Policy"]
 
@@ -32,7 +33,7 @@ class Policy:
     runs: tuple[str, ...] = (ANY_RUN,)
     """Digests of the run files whose requests are answered, or 'any'."""
     tasks: tuple[str, ...] = ("promotion-response",)
-    """Names of the tasks that may be trained."""
+    """Names of the tasks that may be trained. A request for several at once needs all of them."""
     noise_multiplier_min: float = 0.5
     """Least noise of a step, in units of the clip norm."""
     mechanisms: tuple[str, ...] = ("gaussian", "discrete-gaussian")
@@ -96,7 +97,10 @@ class Policy:
                     f"delta: {self.delta:g} is not below 1/users = {1 / nominal_users:g}",
                 ),
                 (ask.server not in self.servers, f"server: {ask.server!r} is not listed"),
-                (ask.task not in self.tasks, f"task: {ask.task!r} is not listed"),
+                *(
+                    (name not in self.tasks, f"task: {name!r} is not listed")
+                    for name in names_in(ask.task)
+                ),
                 (
                     ask.base_digest not in self.base_digests,
                     f"base_digest: {ask.base_digest[:12]!r} is not listed",
@@ -153,6 +157,7 @@ class Ask:
 
     server: str
     task: str
+    """Of several tasks that share an adapter, all names (`silotune.tasks.names`)."""
     base_digest: str
     private: bool
     seeded: bool = False

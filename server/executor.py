@@ -21,7 +21,9 @@ from server.flower_link import RUN_ENDED, Control, next_task, task_grid
 from server.rounds import run_job
 from server.run_store import RunStore
 from server.runs import Run, list_runs
+from server.starts import start_of
 from silotune.errors import MessageError, SilotuneError, StorageError
+from silotune.federation import model_for
 from silotune.logs import configure, event, give_up, why
 from silotune.models.text_model import TextModel
 from silotune.supervised import leave, mark_ready, open_ready, socket_path, watch_parent
@@ -70,12 +72,7 @@ class _Executor:
     def execute(self, run: Run) -> None:
         try:
             asked = run.file()
-            model = TextModel(
-                asked.model,
-                numeric_size=len(asked.task.numeric_names),
-                outputs=asked.task.outputs,
-                public_texts=asked.task.public_texts(),
-            )
+            model = model_for(asked.model, asked.task)
             with task_grid(self._socket, self._token(run)) as grid:
                 self._train(run, model, grid)
         except StorageError as error:
@@ -114,10 +111,13 @@ class _Executor:
         asked = run.file()
         options = asked.options(self._stop)
         store = RunStore(run.rounds, model.layout.digest)
+        start_D = start_of(asked.job, model, run.folder.parent)
         attempts, round_ = 0, store.next_round()
         while True:
             try:
-                run_job(grid, asked.job, model, store, options, task=asked.task.name)
+                run_job(
+                    grid, asked.job, model, store, options, task=asked.task.name, start_D=start_D
+                )
             except QuorumError as error:
                 # A round that few answered may find them back; what they refuse, they refuse again.
                 attempts = 1 if store.next_round() > round_ else attempts + 1

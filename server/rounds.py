@@ -31,6 +31,7 @@ def run_job(
     on_reply: Callable[[str, int, int], None] = lambda *_: None,
     *,
     task: str = "promotion-response",
+    start_D: Tensor | None = None,
 ) -> Tensor:
     """Run all rounds of ``job`` that ``store`` does not hold yet; return the last adapter.
 
@@ -44,6 +45,8 @@ def run_job(
         options: quorum and deadline.
         on_reply: called with job name, round and updates so far.
         task: name of what is learned.
+        start_D: adapter to start from, in place of the model's own; what ``store`` keeps of a
+            start that was made before stands.
 
     Raises:
         QuorumError: fewer valid replies than the quorum arrived before the deadline.
@@ -51,7 +54,7 @@ def run_job(
         StorageError: the disk does not take a round.
     """
     start = store.resume()
-    first_D = model.adapter()
+    first_D = model.adapter() if start_D is None else store.start(start_D)
     adapter_D = first_D if start == 0 else store.load(start - 1)
     # Momentum needs no state of its own: the last movement is in the store.
     before_D = store.load(start - 2) if start > 1 else first_D
@@ -81,7 +84,9 @@ def run_job(
         nodes = wait_for(grid, options, options.enough if round_ else options.nodes)
         mean, tally = _one_round(grid, nodes, what, adapter_D, options, on_reply)
         moved_D = mean.value() + job.server_momentum * (adapter_D - before_D)
-        before_D, adapter_D = adapter_D, adapter_D + moved_D
+        ahead_D = adapter_D + moved_D
+        # Towards the start again: what it knew of older data is forgotten more slowly.
+        before_D, adapter_D = adapter_D, ahead_D + job.keep_start * (first_D - ahead_D)
         numbers = adapter_D.numel()
         store.save(
             round_,

@@ -85,13 +85,31 @@ class RunStore:
             self._write_records(lines)
         return round_
 
+    def start(self, adapter_D: Tensor) -> Tensor:
+        """Return the adapter that the run starts from: the one kept, or ``adapter_D``, kept now.
+
+        Where it came from may have moved on when a killed aggregator comes back.
+
+        Raises:
+            ConfigError: as `load`.
+            StorageError: the disk does not take it.
+        """
+        path = self.folder / "start.safetensors"
+        if path.exists():
+            return self._load(path)
+        about = {"layout": self._digest}
+        self._write(path, save({"flat": adapter_D.contiguous()}, about))
+        return adapter_D
+
     def load(self, round_: int) -> Tensor:
         """Return the adapter after ``round_``, (D,).
 
         Raises:
             ConfigError: the file is not whole, or holds an adapter of another layout.
         """
-        path = self._path(round_)
+        return self._load(self._path(round_))
+
+    def _load(self, path: Path) -> Tensor:
         try:
             with safe_open(path, framework="pt") as file:
                 layout = (file.metadata() or {}).get("layout")

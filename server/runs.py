@@ -14,7 +14,7 @@ from silotune.config import config, from_mapping, from_toml
 from silotune.errors import ConfigError
 from silotune.federation import Job
 from silotune.models.text_model import ModelConfig
-from silotune.tasks.registry import AnyTask
+from silotune.tasks.several import OneOrSeveral
 
 __all__ = ["Run", "RunFile", "RunStatus", "list_runs", "submit"]
 
@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class RunFile:
     """One federated training, as a TOML file. Public: merchants get it too."""
 
-    task: AnyTask
+    task: OneOrSeveral
     model: ModelConfig = ModelConfig()
     job: Job
     """Its name is the run's. A private one says noise, clip, rate and steps; every merchant's

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.rounds import RoundOptions, run_job
 from server.run_store import RunStore
+from server.starts import start_of
 from silotune.errors import ConfigError
 from silotune.federation import FEDERATION_VARIABLE, build_model, read_federation
 
@@ -39,12 +40,21 @@ def run_federation(
     """Run all jobs of the federation file ``path``; a job that is done is not run again."""
     stop = stop or Event()
     federation = read_federation(path)
-    models = {
-        name: build_model(federation.models, name, federation.task)
-        for name in {job.model for job in federation.jobs}
-    }
+    tasks = {job.name: federation.task_of(job) for job in federation.jobs}
+    wanted = {(job.model, tasks[job.name].name): tasks[job.name] for job in federation.jobs}
+    models = {key: build_model(federation.models, key[0], task) for key, task in wanted.items()}
     for job in federation.jobs:
-        model = models[job.model]
-        store = RunStore(Path(federation.state) / "rounds" / job.name, model.layout.digest)
+        model = models[job.model, tasks[job.name].name]
+        rounds = Path(federation.state) / "rounds"
+        store = RunStore(rounds / job.name, model.layout.digest)
         options = RoundOptions(nodes=len(federation.silos), stop=stop)
-        run_job(grid, job, model, store, options, on_reply, task=federation.task.name)
+        run_job(
+            grid,
+            job,
+            model,
+            store,
+            options,
+            on_reply,
+            task=tasks[job.name].name,
+            start_D=start_of(job, model, rounds),
+        )

@@ -124,12 +124,16 @@ def _place(cls: type, loc: tuple[Any, ...]) -> tuple[str, Any]:
         # `tuple[Arm, ...]`, `Arm | None`: the dataclass inside.
         inside = [a for a in get_args(current) if is_dataclass(a)]
         if len(inside) > 1:
-            # `ByKey`: the part is no key, but the name of the class that was chosen.
-            current = next((m for m in inside if part in (f.default for f in fields(m))), current)
+            # `ByKey`: the part is no key, but the name of the class that was chosen, or of a
+            # field that no other has.
+            named = (m for m in inside if any(part in (f.default, f.name) for f in fields(m)))
+            current = next(named, current)
             continue
         current = inside[0] if inside else current
         # Indices of lists stay in the path: `arms[2].epsilon`.
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        if isinstance(part, int) and get_args(current)[1:] == (...,):
+            current = get_args(current)[0]
         if isinstance(part, str) and is_dataclass(current):
             current = get_type_hints(current).get(part, current)
     inside = [a for a in get_args(current) if is_dataclass(a)]

@@ -8,10 +8,20 @@ from pathlib import Path
 from silotune.config import config, from_mapping
 from silotune.encoding import Encoding
 from silotune.errors import ConfigError
+from silotune.models.heads import HeadShape
 from silotune.models.text_model import ModelConfig, TextModel
+from silotune.tasks.base import Task
 from silotune.tasks.registry import AnyTask
+from silotune.tasks.several import OneOrSeveral, SeveralTasks, parts_of
 
-__all__ = ["FEDERATION_VARIABLE", "Federation", "Job", "build_model", "read_federation"]
+__all__ = [
+    "FEDERATION_VARIABLE",
+    "Federation",
+    "Job",
+    "build_model",
+    "model_for",
+    "read_federation",
+]
 
 FEDERATION_VARIABLE = "SILOTUNE_FEDERATION"
 """Environment variable with the path of the federation file, for worker processes."""
@@ -25,6 +35,19 @@ class Job:
     """Names the run's state, and the account in every ledger."""
     model: str = "text"
     """Key of `Federation.models`."""
+    task: str | None = None
+    """Name of one of the federation's tasks. None: `Federation.task`."""
+    account: str | None = None
+    """Jobs of one account are paid for from one ``epsilon`` of the same users, in a simulation as
+    in a silo, which has one ledger. None: an account of its own, named like the job: what a
+    simulation compares instead of running it all on the same users."""
+    start: str | None = None
+    """Adapter to start from: a job of the federation that ran before, or a path at the aggregator
+    (an exported adapter, a run's folder, a file of a round). None: zero."""
+    keep_start: float = 0.0
+    """Share of the starting adapter that is put back after each round, against forgetting what it
+    knew: the proximal step of the L2-SP penalty (Li et al. 2018, arXiv:1802.01483) of weight
+    ``keep_start / (1 - keep_start)``. Costs no privacy: it sees adapters only."""
     rounds: int = 5
     server_momentum: float = 0.0
     """Share of the last round's movement that the next one keeps (Hsu et al. 2019,
@@ -51,6 +74,13 @@ class Job:
                 f"job '{self.name}': server_momentum is {self.server_momentum}; it must be at "
                 "least 0 and below 1."
             )
+        if not 0 <= self.keep_start < 1:
+            raise ConfigError(
+                f"job '{self.name}': keep_start is {self.keep_start}; it must be at least 0 and "
+                "below 1."
+            )
+        if self.keep_start and self.start is None:
+            raise ConfigError(f"job '{self.name}': keep_start needs a start to keep.")
         if (self.private is None) == (self.plain is None):
             raise ConfigError(f"job '{self.name}' needs exactly one of private and plain.")
         if self.private is not None and self.epsilon is None:
@@ -67,7 +97,8 @@ class Job:
 class Federation:
     """Models, jobs and, in a simulation, the silos that take part."""
 
-    task: AnyTask
+    task: OneOrSeveral
+    """What jobs learn that name no task: one, or several for one adapter with a head for each."""
     models: dict[str, ModelConfig]
     jobs: tuple[Job, ...]
     silos: tuple[str, ...]
@@ -80,6 +111,31 @@ class Federation:
     """Seeded noise makes a simulation repeatable, and not private. None: cryptographic."""
     threads: int = 1
     """Processor threads of one worker."""
+    tasks: tuple[OneOrSeveral, ...] = ()
+    """Further tasks, for jobs that name one: an adapter for each."""
+
+    def __post_init__(self) -> None:
+        """Check what belongs together. Raises ConfigError."""
+        names = [task.name for task in (self.task, *self.tasks)]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"tasks: {', '.join(names)} are not all different.")
+        budgets: dict[str, float | None] = {}
+        for job in self.jobs:
+            if job.task is not None and job.task not in names:
+                raise ConfigError(
+                    f"job '{job.name}': task '{job.task}' is not of this federation; it has "
+                    f"{', '.join(names)}."
+                )
+            if budgets.setdefault(job.account or job.name, job.epsilon) != job.epsilon:
+                raise ConfigError(
+                    f"job '{job.name}': epsilon is {job.epsilon}; the jobs of account "
+                    f"'{job.account}' share one budget and must name the same."
+                )
+
+    def task_of(self, job: Job) -> AnyTask | SeveralTasks:
+        """Return what ``job`` learns."""
+        every = {task.name: task for task in (self.task, *self.tasks)}
+        return self.task if job.task is None else every[job.task]
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -97,13 +153,32 @@ def read_federation(path: Path) -> Federation:
     return from_mapping(Federation, raw, where=str(path))
 
 
-def build_model(models: Mapping[str, ModelConfig], name: str, task: AnyTask) -> TextModel:
+def build_model(models: Mapping[str, ModelConfig], name: str, task: Task) -> TextModel:
     """Build model ``name`` for ``task``. Raises ConfigError when it is not configured."""
     if name not in models:
         raise ConfigError(f"model '{name}' is not configured; known: {', '.join(sorted(models))}.")
+    return model_for(models[name], task)
+
+
+def model_for(cfg: ModelConfig, task: Task) -> TextModel:
+    """Build a model with a head for ``task``, or one for each of several.
+
+    Raises:
+        ModelError: as `silotune.models.text_model.TextModel`.
+    """
+    parts = parts_of(task)
+    shapes = [
+        HeadShape(
+            numeric=len(part.numeric_names),
+            outputs=part.outputs,
+            public_texts=tuple(part.public_texts()),
+        )
+        for part in parts
+    ]
     return TextModel(
-        models[name],
+        cfg,
         numeric_size=len(task.numeric_names),
         outputs=task.outputs,
         public_texts=task.public_texts(),
+        heads=shapes if len(parts) > 1 else (),
     )

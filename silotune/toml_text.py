@@ -11,6 +11,8 @@ __all__ = ["toml_text"]
 def toml_text(values: Mapping[str, Any], prefix: str = "") -> str:
     """Return ``values`` as TOML: plain keys first, then a table for each mapping. None is left out.
 
+    A mapping in a list is an inline table.
+
     >>> print(toml_text({"a": 1, "t": {"b": ["x"]}}))
     a = 1
     <BLANKLINE>
@@ -36,6 +38,9 @@ def _value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (dt.datetime, dt.date)):
         return value.isoformat()
+    if isinstance(value, Mapping):
+        inside = (f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+        return f"{{{', '.join(inside)}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_value(v) for v in value)}]"
     if isinstance(value, (int, float)):

@@ -37,6 +37,7 @@ _BASELINES = {
     "pooled": "LoRA, pooled data (ceiling)",
 }
 _EPSILON = re.compile(r"(federated|numeric)-eps(\d+(?:\.\d+)?)")
+_CONTINUED = re.compile(r"continued-keep(\d+(?:\.\d+)?)")
 _FAMILIES = {"federated": "Federated", "numeric": "Numeric only"}
 _NO_NOISE = {"federated": "federated", "numeric-federated": "numeric"}
 _LOCAL = "+local"
@@ -78,6 +79,11 @@ def arm_named(name: str) -> Arm:
         return Arm(name=name, label=label, group=group, base=before.group, epsilon=before.epsilon)
     if label := _BASELINES.get(name) or _simple(name):
         return Arm(name=name, label=label, group="baseline", base="baseline")
+    if found := _CONTINUED.fullmatch(name):
+        label = f"Gone on, {float(found[1]):.0%} put back" if float(found[1]) else "Gone on"
+        return Arm(name=name, label=label, group="other", base="other")
+    if name == "anew":
+        return Arm(name=name, label="Newer weeks alone", group="other", base="other")
     if name in _NO_NOISE:
         family = _NO_NOISE[name]
         label = f"{_FAMILIES[family]}, no noise"

@@ -11,9 +11,13 @@ import numpy as np
 import torch
 
 from silotune.federation import Federation, Job, build_model
+from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
+from simulations.apart import WEEKS
+from simulations.continuing import continued_federation, newer_scenario, records_of_weeks
 from simulations.flower_engine import run_flower
+from simulations.forgetting import BEFORE
 from simulations.inline_engine import run_inline
 from simulations.judged import main_of
 from simulations.pool import SiloPool
@@ -86,6 +90,48 @@ class Comparison:
             federation.save(path)
             self._federate(federation, pool)
             repetition.federated(federation)
+            if self.scenario.continued is not None:
+                self._continue(seed, federation, pool, merchants, model)
+
+    def _continue(
+        self,
+        seed: int,
+        federation: Federation,
+        pool: SiloPool,
+        merchants: Merchants,
+        model: TextModel,
+    ) -> None:
+        weeks = self.scenario.continued
+        job = next(j for j in federation.jobs if j.name == BEFORE)
+        if weeks is None or any(
+            r["kind"] == "part" and r["by"] == WEEKS and r["seed"] == seed
+            for r in self.folder.records()
+        ):
+            return
+        newer = continued_federation(federation, weeks, job)
+        path = Path(newer.state) / "federation.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        newer.save(path)
+        with SiloPool(path, self.scenario.workers) as newer_pool:
+            with self._stage("newer weeks: examples") as progress:
+                silos = list(merchants.folders.values())
+                on_newer = prepare_merchants(
+                    silos, newer_scenario(self.scenario, weeks), newer_pool, progress
+                )
+            self._federate(newer, path)
+            with self._stage("older and newer weeks") as progress:
+                # Whole or not: a run that goes on does not count half of it.
+                found = list(
+                    records_of_weeks(
+                        (federation, newer),
+                        (pool, newer_pool),
+                        (merchants, on_newer),
+                        model,
+                        progress,
+                    )
+                )
+        for record in found:
+            self.folder.append({"kind": "part", "seed": seed} | record)
 
     def _federation(self, seed: int, silos: list[SiloFolder]) -> Federation:
         text = seeded_model(self.scenario, seed)

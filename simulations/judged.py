@@ -2,6 +2,7 @@
 
 from silotune.config import config
 from silotune.tasks.objective import Classes, Objective
+from silotune.tasks.several_objective import SeveralObjectives
 
 __all__ = ["METRICS", "MainMetric", "in_sentence", "main_of"]
 
@@ -55,6 +56,8 @@ def main_of(objective: Objective) -> MainMetric:
     """Return what ``objective`` compares by."""
     classes = isinstance(objective, Classes)
     name = METRICS.get(objective.main, objective.main)
+    if isinstance(objective, SeveralObjectives):
+        name = f"Mean {in_sentence(name)} of the tasks"
     return MainMetric(
         key=objective.main,
         # The mean over classes of the area of one against the rest.

@@ -12,6 +12,7 @@ from silotune.models.text_model import ModelConfig
 from silotune.tables.silo_folder import SiloFolder, list_silos
 from silotune.tasks.base import Examples
 from silotune.tasks.registry import AnyTask
+from silotune.tasks.several import SeveralTasks, part_of, seeded
 from simulations.pool import SiloPool, prepare
 from simulations.scenario import DataSource, Scenario
 
@@ -86,9 +87,9 @@ def _make(source: DataSource, out: Path, progress: Progress) -> None:
         convert(out, merchants=source.merchants, groups=source.groups, progress=progress)
 
 
-def seeded_task(scenario: Scenario, seed: int) -> AnyTask:
+def seeded_task(scenario: Scenario, seed: int) -> AnyTask | SeveralTasks:
     """Return the task of repetition ``seed``: other visits and offers are drawn."""
-    return replace(scenario.task, seed=scenario.task.seed + seed)
+    return seeded(scenario.task, seed)
 
 
 def seeded_model(scenario: Scenario, seed: int) -> ModelConfig:
@@ -116,7 +117,7 @@ def prepare_merchants(
     prepared = pool.each([(prepare, (silo,)) for silo in silos], progress, cost=sizes)
     for silo, examples in zip(silos, prepared, strict=True):
         name = silo.info.name
-        reason = _too_small(examples, scenario.data.minimum_users)
+        reason = _left_out(examples, scenario.task, scenario.data.minimum_users)
         if reason:
             excluded[name] = reason
         else:
@@ -135,6 +136,15 @@ def refuse_delta(silo: SiloFolder, scenario: Scenario) -> None:
             f"privacy.delta is {delta:g}; it must be below 1/users, {1 / users:g} at merchant "
             f"'{silo.info.name}'."
         )
+
+
+def _left_out(examples: Examples, task: AnyTask | SeveralTasks, minimum: int) -> str:
+    if not isinstance(task, SeveralTasks):
+        return _too_small(examples, minimum)
+    for number, own in enumerate(task.tasks):
+        if reason := _too_small(part_of(examples, task, number)[0], minimum):
+            return f"{own.name}: {reason}"
+    return ""
 
 
 def _too_small(examples: Examples, minimum: int) -> str:

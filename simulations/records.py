@@ -67,6 +67,12 @@ KINDS: Mapping[str, _Kind] = {
             "replies",
         ),
     ),
+    # Quality of an arm on a part of one merchant's test rows: of one task, of customers with
+    # little history, of older weeks. `metric` is the one that is shown.
+    "part": _Kind(
+        needs=_OF_ARM | {"merchant": str, "by": str, "part": str, "metric": str},
+        may=(*SCORE_METRICS, "rows"),
+    ),
     # Bins of (mean score, rate of positives, rows) over all merchants' test rows.
     "calibration": _Kind(needs=_OF_ARM | {"bins": list}),
     "event": _Kind(needs={"message": str}),

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from client.worker import ledger_of
 from privacy.accounting import GaussianEvent, epsilon_spent
 from privacy.ledger import Ledger, events_of
 from server.run_store import RunStore
 from silotune.federation import Federation, Job, build_model
-from silotune.models.export import export_adapter
 from silotune.models.text_model import TextModel
-from silotune.tasks.registry import task_mapping
+from simulations.apart import parts_of_test
 from simulations.baselines import METHODS
 from simulations.baselines_text import TEXT_METHODS
 from simulations.pool import SiloPool, score, train_alone, train_pooled, with_texts
@@ -28,6 +28,7 @@ from simulations.private_metrics import records_of
 from simulations.records import ROUND_METRICS
 from simulations.run_folder import RunFolder
 from simulations.scenario import Scenario
+from simulations.several import by_simple_method, export_tasks
 
 __all__ = ["Repetition", "Stage"]
 
@@ -81,7 +82,8 @@ class Repetition:
                 folders = self.merchants.folders.values()
                 examples = self._pool.each([(with_texts, (f,)) for f in folders], lambda *_: None)
             for done, arm in enumerate(methods):
-                self._record(arm, dict(zip(data, METHODS[arm](examples), strict=True)))
+                found = by_simple_method(self.scenario.task, METHODS[arm], examples)
+                self._record(arm, dict(zip(data, found, strict=True)))
                 progress(done + 1, len(methods))
 
     def without_federation(self) -> None:
@@ -133,13 +135,8 @@ class Repetition:
                     self._record(job.name, scores)
                 if job.private is not None:
                     self._privacy(job, federation)
-                model.load_adapter(last_D)
-                export_adapter(
-                    model,
-                    self.folder.path / "adapters" / f"{job.name}-seed{self.seed}",
-                    numeric_names=federation.task.numeric_names,
-                    task=task_mapping(federation.task),
-                )
+                folder = self.folder.path / "adapters" / f"{job.name}-seed{self.seed}"
+                export_tasks(model, last_D, federation.task, folder)
             if job.model == "text" and f"{job.name}+local" not in self._done:
                 self._local_adapters(job, last_D)
 
@@ -206,8 +203,7 @@ class Repetition:
 
     def _privacy(self, job: Job, federation: Federation) -> None:
         for name in self.merchants.folders:
-            path = Path(federation.state) / "ledgers" / job.name / f"{name}.db"
-            with Ledger(path) as ledger:
+            with Ledger(ledger_of(federation, job, name)) as ledger:
                 reserved = [e for e in ledger.entries if e.kind == "reserve"]
             rounds = sorted({int(e.body["what"]["round"]) for e in reserved})
             for round_ in rounds:
@@ -252,6 +248,10 @@ class Repetition:
             self.folder.append(
                 {"kind": "score", "seed": self.seed, "arm": arm, "merchant": name, **figures}
             )
+            for part in parts_of_test(self.scenario.task, self.merchants.data[name], logits):
+                self.folder.append(
+                    {"kind": "part", "seed": self.seed, "arm": arm, "merchant": name, **part}
+                )
         labels_EK = np.concatenate([self._labels(name) for name in scores])
         bins = self.scenario.task.objective.calibration(
             labels_EK, np.concatenate(list(scores.values()))

@@ -24,7 +24,9 @@ from simulations.aggregate import (
     summarise,
     traffic_of,
 )
+from simulations.apart import part_tables
 from simulations.arm_labels import GROUPS, Arm, arm_named, in_order
+from simulations.forgetting import forgetting_words
 from simulations.measured import FIGURES, estimate, measured
 from simulations.plot_style import Looks, styles
 from simulations.plots_of_rounds import duration, size
@@ -119,6 +121,8 @@ def _of_results(info: RunInfo, records: Sequence[Record], summary: Summary) -> d
         "deltas": deltas(records),
         "private_figures": FIGURES,
         "private_metrics": {arm: private[arm.name] for arm in in_order(private)},
+        "part_tables": part_tables(records),
+        "forgetting": forgetting_words(records, summary.main),
         "traffic": traffic_of(records),
         "merchant_arms": shown,
         "merchants": list(_merchant_rows(info, summary, shown)),

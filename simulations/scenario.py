@@ -1,5 +1,6 @@
 """Scenarios: small TOML files that say which data, which training and which comparisons."""
 
+import datetime as dt
 from pathlib import Path
 from typing import Literal
 
@@ -10,9 +11,11 @@ from silotune.encoding import Encoding
 from silotune.errors import ConfigError
 from silotune.models.text_model import ModelConfig
 from silotune.tables.synthetic import SyntheticConfig
-from silotune.tasks.registry import AnyTask
+from silotune.tasks.checks import check_span
+from silotune.tasks.several import OneOrSeveral, SeveralTasks
 
 __all__ = [
+    "Continued",
     "DataSource",
     "FederatedTraining",
     "LocalTraining",
@@ -177,17 +180,41 @@ class PrivateTraining:
 
 
 @config
+class Continued:
+    """Rounds on newer weeks, without noise, that start from what the older weeks gave."""
+
+    first: dt.datetime
+    """As of the task. Not before the task's own ``last``: older test rows are not trained on."""
+    split: dt.datetime
+    last: dt.datetime
+    rounds: int = 4
+    keeps: tuple[float, ...] = (0.0, 0.3)
+    """`silotune.federation.Job.keep_start`, an arm each. 0: no guard against forgetting."""
+
+    def __post_init__(self) -> None:
+        """Check ranges. Raises ConfigError."""
+        check_span(self.first, self.split, self.last)
+        if self.rounds < 1:
+            raise ConfigError(f"rounds is {self.rounds}; it must be at least 1.")
+        for keep in self.keeps:
+            if not 0 <= keep < 1:
+                raise ConfigError(f"keeps holds {keep}; each must be at least 0 and below 1.")
+
+
+@config
 class Scenario:
     """One comparison, whole."""
 
     name: str
     description: str
     data: DataSource
-    task: AnyTask
+    task: OneOrSeveral
     model: ModelConfig = ModelConfig()
     local: LocalTraining = LocalTraining()
     federated: FederatedTraining = FederatedTraining()
     privacy: PrivateTraining = PrivateTraining()
+    continued: Continued | None = None
+    """Newer weeks to go on with, and how much of the older ones that forgets. None: not."""
     seeds: int = 1
     """Repetitions; each draws other visits, another A, another order and other noise."""
     engine: Literal["pool", "flower", "inline"] = "pool"
@@ -205,10 +232,22 @@ class Scenario:
         for field in ("seeds", "workers", "curve_merchants"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least 1.")
+        self._check_continued()
         if self.model.lora.dora and self.privacy.epsilons:
             raise ConfigError(
                 "model.lora.dora has no per-user gradient and cannot be trained privately; "
                 "set it to false, or privacy.epsilons to []."
+            )
+
+    def _check_continued(self) -> None:
+        if self.continued is None:
+            return
+        if isinstance(self.task, SeveralTasks):
+            raise ConfigError("continued is of one task; leave it out, or task.tasks.")
+        if self.continued.first < self.task.last:
+            raise ConfigError(
+                f"continued.first is {self.continued.first}; it must not be before task.last, "
+                f"{self.task.last}: older test rows would be trained on."
             )
 
 

@@ -33,6 +33,7 @@ from silotune.models.base import (
 )
 from silotune.models.checkpointing import checkpoint_layers
 from silotune.models.head import Head
+from silotune.models.heads import Heads, HeadShape
 from silotune.models.last_layer import PooledLastLayer
 from silotune.models.prefix import FrozenPrefix
 
@@ -91,6 +92,7 @@ class TextModel(nn.Module):
         numeric_size: int,
         outputs: int,
         public_texts: Sequence[str] = (),
+        heads: Sequence[HeadShape] = (),
     ) -> None:
         """Load the base, inject LoRA, and build the head.
 
@@ -99,24 +101,29 @@ class TextModel(nn.Module):
             numeric_size: numeric features, F.
             outputs: K.
             public_texts: of the task; centre and scale the text part of the head.
+            heads: of several tasks, one each; ``numeric_size`` and ``outputs`` are their sums.
+                Empty: one head.
 
         Raises:
             ModelError: as `load_base` and `inject_lora`.
             ConfigError: text is used and ``public_texts`` is empty.
         """
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.numeric_size, self.outputs = cfg, numeric_size, outputs
+        shapes = heads or [
+            HeadShape(numeric=numeric_size, outputs=outputs, public_texts=tuple(public_texts))
+        ]
         self.precision = _precision(cfg.precision)
         self.backbone: Any = None
         self.tokenizer: Any = None
         self.base_digest = "none"
-        public_PH = None
+        public_PH: list[Tensor | None] = [None] * len(shapes)
         if cfg.use_text:
             base = load_base(cfg.base, gguf_file=cfg.gguf_file)
             self.tokenizer = load_tokenizer(cfg.base, gguf_file=cfg.gguf_file)
             self.base_digest = base_digest(base)
             self.pooling = cfg.pooling or default_pooling(base)
-            public_PH = self._pooled(base, public_texts)
+            public_PH = [self._pooled(base, shape.public_texts) for shape in shapes]
             count = len(layer_list(base))
             top = count if cfg.lora.top_layers is None else cfg.lora.top_layers
             self.backbone = inject_lora(base, cfg.lora)
@@ -128,13 +135,18 @@ class TextModel(nn.Module):
             self.last_layer = PooledLastLayer(base, self.pooling)
             if cfg.activation_checkpointing:
                 checkpoint_layers(base, count - top)
-        self.head = Head(
-            public_PH,
-            numeric_size,
-            outputs,
-            text_scale=cfg.text_scale,
-            numeric_scale=cfg.numeric_scale,
-        )
+        parts = [
+            Head(
+                texts_PH,
+                shape.numeric,
+                shape.outputs,
+                text_scale=cfg.text_scale,
+                numeric_scale=cfg.numeric_scale,
+            )
+            for texts_PH, shape in zip(public_PH, shapes, strict=True)
+        ]
+        # One task keeps the names that its adapters have always had.
+        self.head: Any = Heads(parts, shapes) if heads else parts[0]
         self.layout = AdapterLayout.of(self)
 
     @torch.inference_mode()

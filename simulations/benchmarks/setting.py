@@ -14,7 +14,7 @@ from silotune.config import config, from_mapping
 from silotune.federation import Federation, Job, read_federation
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
-from silotune.tasks.registry import read_task, task_mapping
+from silotune.tasks.registry import read_task
 from simulations.benchmarks.harness import BenchmarkError
 from simulations.scenario import Scenario
 
@@ -181,7 +181,7 @@ def make_setting(
     folder.mkdir(parents=True, exist_ok=True)
     federation = Federation(
         # Only training is timed: no more test rows than a score takes.
-        task=read_task({**task_mapping(scenario.task), "test_visits": 1}, where="task"),
+        task=read_task({**asdict(scenario.task), "test_visits": 1}, where="task"),
         models={"text": scenario.model},
         jobs=(job,),
         # Longest first, as `silotune simulate` has them.

@@ -153,6 +153,7 @@ def training(small_federation, tmp_path):
         return Silo(
             "m",
             data,
+            task=task.name,
             nominal_users=nominal_users,
             ledger=tmp_path / f"{name}.db",
             policy=Policy(**(_POLICY | {"epsilon": 6.0} | (policy or {}))),
@@ -186,6 +187,7 @@ def measuring(_measured_merchant, tmp_path):
         return Silo(
             "m",
             data,
+            task=task.name,
             nominal_users=40,
             ledger=tmp_path / name / "ledger.db",
             policy=Policy(**(_POLICY | fields | (policy or {}))),
