@@ -1,0 +1,135 @@
+"""Whole comparisons, small and without text: several heads, and going on on newer weeks."""
+
+import re
+
+import pytest
+
+from silotune.errors import ConfigError
+from silotune.tables.synthetic import SyntheticConfig, generate
+from simulations.apart import HISTORY, TASKS, WEEKS, part_tables
+from simulations.compare import Comparison
+from simulations.progress import Stages
+from simulations.report import write_report
+from simulations.run_folder import RunFolder
+from simulations.scenario import load_scenario, scenario_names
+
+COMMON = """
+name = "small"
+description = "two small merchants"
+engine = "inline"
+workers = 1
+{task}
+[data]
+source = "folder"
+path = "{silos}"
+minimum_users = 15
+[model]
+use_text = false
+[federated]
+rounds = 2
+[privacy]
+epsilons = [8.0]
+delta = 1e-3
+rounds = 1
+steps = 2
+[local]
+epochs = 1
+pooled_epochs = 1
+"""
+SEVERAL = """
+[[task.tasks]]
+name = "customer-churn"
+first = 2024-01-22T00:00:00
+split = 2024-04-01T00:00:00
+last = 2024-05-20T00:00:00
+horizon_days = 7
+[[task.tasks]]
+name = "customer-segment"
+first = 2024-01-22T00:00:00
+split = 2024-04-01T00:00:00
+last = 2024-05-20T00:00:00
+horizon_days = 7
+at_risk_below = 5.0
+high_value_from = 40.0
+"""
+CONTINUED = """
+[task]
+name = "customer-churn"
+first = 2024-01-22T00:00:00
+split = 2024-02-26T00:00:00
+last = 2024-03-18T00:00:00
+horizon_days = 7
+step_days = 7
+[continued]
+first = 2024-03-18T00:00:00
+split = 2024-04-22T00:00:00
+last = 2024-05-20T00:00:00
+rounds = 2
+keeps = [0.0, 0.5]
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A function that runs a comparison, and returns its folder."""
+    silos = tmp_path_factory.mktemp("silos") / "silos"
+    generate(SyntheticConfig(merchants=2, users_per_merchant=60, weeks=20, seed=3), silos)
+
+    def run(task):
+        folder = tmp_path_factory.mktemp("run")
+        path = folder / "small.toml"
+        path.write_text(COMMON.format(task=task, silos=silos))
+        scenario = load_scenario(str(path))
+        out = RunFolder.create(folder / "out", {"name": "small"})
+        Comparison(scenario, out, folder, Stages(None)).run()
+        out.finish("finished")
+        return out
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_scenario_of_several_heads_reports_and_exports_each_task(ran):
+    run = ran(SEVERAL)
+    tables = {t.by: t for t in part_tables(run.records())}
+    assert set(tables) == {TASKS, HISTORY}
+    arms = {arm.name for arm, _ in tables[TASKS].rows}
+    assert {"rfm-rules", "local-only", "federated", "federated-eps8", "pooled"} <= arms
+    assert tables[TASKS].columns == ("AUC, customer-churn", "AUC, customer-segment")
+    assert all(values[0] is not None for _, values in tables[TASKS].rows)
+    assert run.info.main.name == "Mean AUC of the tasks"
+    spent = [r["epsilon"] for r in run.records() if r["kind"] == "privacy"]
+    assert spent
+    assert all(0 < e <= 8 for e in spent)
+    for name in ("customer-churn", "customer-segment"):
+        assert (run.path / "adapters" / "federated-seed0" / name / "silotune.json").is_file()
+    page = write_report(run).read_text()
+    assert "Each task</h2>" in page
+    assert "Customers with little history</h2>" in page
+
+
+@pytest.mark.slow
+def test_a_scenario_that_goes_on_says_what_it_forgot(ran):
+    run = ran(CONTINUED)
+    (table,) = [t for t in part_tables(run.records()) if t.by == WEEKS]
+    assert {arm.name for arm, _ in table.rows} == {
+        "federated",
+        "continued-keep0",
+        "continued-keep0.5",
+        "anew",
+    }
+    assert all(value is not None for _, values in table.rows for value in values)
+    page = write_report(run).read_text()
+    assert re.search(r"Going on: (gains|loses) [\d.]+ AUC on the newer weeks, and", page)
+
+
+def test_the_scenarios_that_come_with_it_are_read(tmp_path):
+    assert {"several", "continued"} <= set(scenario_names())
+    assert load_scenario("several").task.name == "customer-churn+customer-segment"
+    continued = load_scenario("continued")
+    assert continued.continued.first >= continued.task.last
+    path = tmp_path / "x.toml"
+    early = CONTINUED.replace("first = 2024-03-18", "first = 2024-03-11")
+    path.write_text(COMMON.format(task=early, silos="s"))
+    with pytest.raises(ConfigError, match="older test rows would be trained on"):
+        load_scenario(str(path))
