@@ -37,6 +37,7 @@ from silotune.models.text_model import ModelConfig, TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Task
 from silotune.tasks.objective import Binary, Classes, Objective
+from silotune.tasks.several_objective import SeveralObjectives
 
 __all__ = ["AuditReport", "Effort", "run_audit", "subject_of"]
 
@@ -131,6 +132,8 @@ def subject_of(silo: SiloFolder, task: Task, cfg: ModelConfig, *, canaries: int)
 
 
 def _predicted(objective: Objective) -> str:
+    if isinstance(objective, SeveralObjectives):
+        return "several things at once"
     several = isinstance(objective, Classes)
     return f"one of {objective.outputs} classes" if several else "a number"
 
