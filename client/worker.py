@@ -163,11 +163,12 @@ def worker_for(federation: Path) -> Worker:
         return known
     settings = read_federation(path)
     torch.set_num_threads(settings.threads)
-    same = known is not None and (known.federation.task, known.federation.models) == (
-        settings.task,
-        settings.models,
-    )
+    same = known is not None and _loaded_for(known.federation) == _loaded_for(settings)
     worker = known if known is not None and same else Worker(settings)
     worker.federation, worker.written = settings, written
     _workers[path] = worker
     return worker
+
+
+def _loaded_for(federation: Federation) -> tuple[Any, ...]:
+    return federation.task, federation.tasks, federation.models

@@ -118,7 +118,7 @@ class Comparison:
                 on_newer = prepare_merchants(
                     silos, newer_scenario(self.scenario, weeks), newer_pool, progress
                 )
-            self._federate(newer, path)
+            self._federate(newer, newer_pool)
             with self._stage("older and newer weeks") as progress:
                 # Whole or not: a run that goes on does not count half of it.
                 found = list(
