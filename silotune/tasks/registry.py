@@ -9,6 +9,7 @@ from silotune.errors import ConfigError
 from silotune.tasks.customers import CustomerChurn, CustomerSegment
 from silotune.tasks.discounts import DiscountDepth, DiscountResponse
 from silotune.tasks.item_interest import ItemInterest
+from silotune.tasks.promotion_outcome import PromotionOutcome
 from silotune.tasks.promotion_response import PromotionResponse
 
 __all__ = ["DEFAULT", "TASKS", "AnyTask", "read_task", "task_mapping"]
@@ -25,6 +26,7 @@ TASKS: Mapping[
         | DiscountDepth
         | DiscountResponse
         | ItemInterest
+        | PromotionOutcome
     ],
 ] = {
     DEFAULT: PromotionResponse,
@@ -33,6 +35,7 @@ TASKS: Mapping[
     "discount-depth": DiscountDepth,
     "discount-response": DiscountResponse,
     "item-interest": ItemInterest,
+    "promotion-outcome": PromotionOutcome,
 }
 
 AnyTask = Annotated[
@@ -41,7 +44,8 @@ AnyTask = Annotated[
     | CustomerSegment
     | DiscountDepth
     | DiscountResponse
-    | ItemInterest,
+    | ItemInterest
+    | PromotionOutcome,
     ByKey("name", default=DEFAULT),
 ]
 """Type of a config field that holds a task; its ``name`` says which."""
