@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from silotune.config import ByKey, from_mapping
 from silotune.errors import ConfigError
+from silotune.tasks.coupon_redemption import CouponRedemption
 from silotune.tasks.customers import CustomerChurn, CustomerSegment
 from silotune.tasks.discounts import DiscountDepth, DiscountResponse
 from silotune.tasks.item_interest import ItemInterest
@@ -26,6 +27,7 @@ TASKS: Mapping[
         | DiscountDepth
         | DiscountResponse
         | ItemInterest
+        | CouponRedemption
         | PromotionOutcome
     ],
 ] = {
@@ -35,6 +37,7 @@ TASKS: Mapping[
     "discount-depth": DiscountDepth,
     "discount-response": DiscountResponse,
     "item-interest": ItemInterest,
+    "coupon-redemption": CouponRedemption,
     "promotion-outcome": PromotionOutcome,
 }
 
@@ -45,6 +48,7 @@ AnyTask = Annotated[
     | DiscountDepth
     | DiscountResponse
     | ItemInterest
+    | CouponRedemption
     | PromotionOutcome,
     ByKey("name", default=DEFAULT),
 ]

@@ -37,7 +37,7 @@ def silo(folder, request):
 def small_data(folder, change="x"):
     """Six stores of the real data, a tenth of the promotions; ``change`` rewrites the receipts."""
     folder.mkdir()
-    for name in ("products", "demographics"):
+    for name in ("products", "demographics", "campaigns", "campaign_descriptions", "coupons"):
         (folder / f"{name}.parquet").symlink_to(DATA / f"{name}.parquet")
     stores = "store_id IN (381, 367, 343, 372, 446, 375)"
     ask(
@@ -148,11 +148,13 @@ def test_items_are_those_sold_or_promoted_with_readable_texts(silo):
 def test_promotions_carry_words_weeks_and_a_depth(silo):
     with silo.connect() as con:
         rows = con.execute(
-            'SELECT DISTINCT placement, mechanic, start, "end" FROM promotions'
+            'SELECT DISTINCT placement, mechanic, start, "end" FROM promotions '
+            "WHERE mechanic <> 'campaign'"
         ).fetchall()
         [(low, high, empty, odd)] = con.execute(
             "SELECT min(depth), max(depth), count(*) - count(depth), "
-            "count(*) FILTER (round(depth, 2) <> depth) FROM promotions"
+            "count(*) FILTER (round(depth, 2) <> depth) FROM promotions "
+            "WHERE mechanic <> 'campaign'"
         ).fetchall()
     assert 0 <= low < high <= 1
     assert (empty, odd) == (0, 0)
@@ -167,6 +169,76 @@ def test_promotions_carry_words_weeks_and_a_depth(silo):
             assert mechanic == "coupon"
     mechanics = {"display", "mailer", "display and mailer", "coupon", "free item"}
     assert {row[1] for row in rows} == mechanics
+
+
+def campaigns_source():
+    names = ("campaigns", "campaign_descriptions", "coupons", "coupon_redemptions")
+    return {name: f"read_parquet({sql_path(DATA / f'{name}.parquet')})" for name in names}
+
+
+def test_campaigns_name_their_items_their_days_and_whom_they_were_sent(silo):
+    source = campaigns_source()
+    with silo.connect() as con:
+        rows = con.execute(
+            'SELECT placement, min(start), max("end"), count(*), count(DISTINCT item_id), '
+            "count(depth) FROM promotions WHERE mechanic = 'campaign' GROUP BY placement"
+        ).fetchall()
+        sold = {item for (item,) in con.execute("SELECT item_id FROM items").fetchall()}
+        sent = {
+            (user, name)
+            for user, names in con.execute(
+                "SELECT user_id, campaigns FROM users WHERE campaigns IS NOT NULL"
+            ).fetchall()
+            for name in names.split("; ")
+        }
+    described = ask(
+        "SELECT campaign_id, campaign_type, start_date, end_date, "
+        "(SELECT list(DISTINCT product_id::VARCHAR) FROM "
+        f"{source['coupons']} c WHERE c.campaign_id = d.campaign_id) "
+        f"FROM {source['campaign_descriptions']} d"
+    )
+    names = {number: f"{kind.lower()} campaign {number}" for number, kind, *_ in described}
+    found = {name: values for name, *values in rows}
+    assert set(found) == {names[n] for n, *_, items in described if sold.intersection(items)}
+    for number, _, first, last, items in described:
+        start, end, count, distinct, depths = found[names[number]]
+        assert count == distinct == len(sold.intersection(items))
+        assert depths == 0
+        # Whole days of the east coast: the last one belongs to it.
+        assert (end - start).days in ((last - first).days, (last - first).days + 1)
+        assert start.date() == first.date()
+        assert (end - last).days == 1
+        assert {start.hour, end.hour} <= {4, 5}
+    summer = found["type a campaign 13"]
+    assert (str(summer[0]), str(summer[1])) == ("2017-08-08 04:00:00", "2017-09-25 04:00:00")
+    key = (silo.path / "user.key").read_bytes()
+    households = {row[0] for row in source_of(silo, "DISTINCT household_id")}
+    assert sent == {
+        (hash_id(str(household), key=key), names[number])
+        for number, household in ask(f"SELECT campaign_id, household_id FROM {source['campaigns']}")
+        if household in households
+    }
+
+
+def test_what_lines_tell_of_redemptions_is_what_the_module_says():
+    source = campaigns_source()
+    hits = (
+        "SELECT DISTINCT a.household_id, a.campaign_id "
+        f"FROM {source['campaigns']} a "
+        f"JOIN {source['campaign_descriptions']} d USING (campaign_id) "
+        f"JOIN (SELECT DISTINCT campaign_id, product_id FROM {source['coupons']}) c "
+        "USING (campaign_id) "
+        f"JOIN (FROM {SOURCE} WHERE coupon_disc > 0 AND quantity > 0) t "
+        "ON t.household_id = a.household_id AND t.product_id = c.product_id "
+        "AND t.transaction_timestamp BETWEEN start_date AND end_date + INTERVAL 1 DAY"
+    )
+    listed = f"SELECT DISTINCT household_id, campaign_id FROM {source['coupon_redemptions']}"
+    [(both,)] = ask(f"SELECT count(*) FROM ({hits} INTERSECT {listed})")
+    [(others,)] = ask(f"SELECT count(*) FROM ({hits} EXCEPT {listed})")
+    [(pairs,)] = ask(f"SELECT count(*) FROM ({listed})")
+    said = " ".join(complete_journey.__doc__.split())
+    assert f"{both} of its {pairs} redeemed pairs" in said
+    assert f"{others} others" in said
 
 
 def test_week_boundaries_hold_for_every_line_of_the_data_and_are_tight():
@@ -221,7 +293,8 @@ def test_depth_is_the_smoothed_share_of_the_other_stores(small):
     with SiloFolder.open(out / "store-381").connect() as con:
         depths = con.execute(
             "SELECT DISTINCT depth FROM promotions JOIN items USING (item_id) "
-            "WHERE items.category LIKE 'grocery > soft drinks%' AND start = ?",
+            "WHERE items.category LIKE 'grocery > soft drinks%' AND start = ? "
+            "AND mechanic <> 'campaign'",
             [week_start(20)],
         ).fetchall()
     assert depths == [(pytest.approx((off + 50 * share) / (listed + 50), abs=0.0051),)]
