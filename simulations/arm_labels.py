@@ -29,6 +29,7 @@ _BASELINES = {
     "logistic-local": "Logistic, each merchant alone",
     "logistic-pooled": "Logistic, pooled data",
     "trees-local": "Boosted trees, each merchant alone",
+    "trees-pooled": "Boosted trees, pooled data",
     "local-only": "LoRA, each merchant alone",
     "pooled": "LoRA, pooled data (ceiling)",
 }

@@ -79,7 +79,7 @@ class CouponRedemption:
     @property
     def simple_methods(self) -> tuple[str, ...]:
         """The rate of such campaigns; regression and boosted trees on the relation features."""
-        return ("popularity", "logistic-local", "logistic-pooled", "trees-local")
+        return ("popularity", "logistic-local", "logistic-pooled", "trees-local", "trees-pooled")
 
     @property
     def numeric_names(self) -> tuple[str, ...]:

@@ -73,8 +73,8 @@ class PromotionSlates:
 
     @property
     def simple_methods(self) -> tuple[str, ...]:
-        """What sells at this merchant; logistic regression on the relation features."""
-        return ("popularity", "logistic-local", "logistic-pooled")
+        """What sells; logistic regression and boosted trees on the relation features."""
+        return ("popularity", "logistic-local", "logistic-pooled", "trees-local", "trees-pooled")
 
     @property
     def numeric_names(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Scores of many customers: some at a time, the same as at once; of some; about a part."""
 
-from dataclasses import replace
+from collections import Counter
+from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ from client.score_settings import score_settings
 from silotune.errors import ConfigError, DataError, NoExamplesError
 from silotune.tables.keyed_hash import hash_id
 from silotune.tables.synthetic import raw_user_id
-from tests.client.scoring import CHURN, DATE, PROMOTION, SEGMENT, TASKS, exported
+from silotune.tasks.registry import TASKS as REGISTERED
+from tests.client.scoring import CHURN, DATE, PROMOTION, SEGMENT, SPAN, TASKS, exported
 
 
 @pytest.fixture
@@ -51,6 +53,23 @@ def test_some_customers_at_a_time_give_the_same_file_as_all_at_once(
     for name in names:
         np.testing.assert_allclose(found[name], whole[name], rtol=1e-5)
     assert told.rows == whole.num_rows > 10
+
+
+@pytest.mark.parametrize("name", sorted(REGISTERED))
+def test_every_task_is_scored_at_a_date_and_each_row_has_a_name(silo, tmp_path, name):
+    known = {field.name for field in fields(REGISTERED[name])}
+    weeks = {"horizon_days": 7} if "horizon_days" in known else {}
+    task = REGISTERED[name](**SPAN, **weeks, category_level=2)
+    exported(task, tmp_path / "a")
+    settings = score_settings(silo.path, name, adapter=tmp_path / "a")
+    customers = _users(silo)[:4]
+    asked = Asked(as_of=DATE, customers=customers, most=3)
+    table = written(silo, settings, asked, tmp_path / "s.parquet", customers_at_once=3)
+    keys = table.drop_columns([*task.objective.score_names]).to_pylist()
+    assert len({tuple(row.values()) for row in keys}) == table.num_rows > 1
+    counts = Counter(row["user_id"] for row in keys)
+    assert set(counts) <= set(customers)
+    assert max(counts.values()) <= 3
 
 
 def test_parts_shrink_to_what_memory_was_meant_to_hold(silo, settings_of, monkeypatch):
