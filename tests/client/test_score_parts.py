@@ -16,6 +16,7 @@ from client.score_settings import score_settings
 from silotune.errors import ConfigError, DataError, NoExamplesError
 from silotune.tables.keyed_hash import hash_id
 from silotune.tables.synthetic import raw_user_id
+from silotune.tasks.base import ListsProducts
 from silotune.tasks.registry import TASKS as REGISTERED
 from tests.client.scoring import CHURN, DATE, PROMOTION, SEGMENT, SPAN, TASKS, exported
 
@@ -59,11 +60,22 @@ def test_some_customers_at_a_time_give_the_same_file_as_all_at_once(
 def test_every_task_is_scored_at_a_date_and_each_row_has_a_name(silo, tmp_path, name):
     known = {field.name for field in fields(REGISTERED[name])}
     weeks = {"horizon_days": 7} if "horizon_days" in known else {}
+    classes = ("apples", "milk", "bread", "cheese")
+    weeks |= {"classes": classes} if "classes" in known else {}
     task = REGISTERED[name](**SPAN, **weeks, category_level=2)
     exported(task, tmp_path / "a")
     settings = score_settings(silo.path, name, adapter=tmp_path / "a")
     customers = _users(silo)[:4]
     asked = Asked(as_of=DATE, customers=customers, most=3)
+    if isinstance(task, ListsProducts):
+        # Of products: nobody's, and each once.
+        for wrong in (asked, Asked(most=3)):
+            with pytest.raises(ConfigError, match=r"of no customer. Leave it out"):
+                score_silo(settings, silo, wrong)
+        table = written(silo, settings, Asked(as_of=DATE), tmp_path / "s.parquet")
+        assert "user_id" not in table.column_names
+        assert len(set(table["item_id"].to_pylist())) == table.num_rows > 1
+        return
     table = written(silo, settings, asked, tmp_path / "s.parquet", customers_at_once=3)
     keys = table.drop_columns([*task.objective.score_names]).to_pylist()
     assert len({tuple(row.values()) for row in keys}) == table.num_rows > 1
