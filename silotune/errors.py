@@ -8,6 +8,7 @@ __all__ = [
     "LedgerError",
     "MessageError",
     "ModelError",
+    "NoExamplesError",
     "PolicyError",
     "PrivacyError",
     "SilotuneError",
@@ -26,6 +27,10 @@ class ConfigError(SilotuneError):
 
 class DataError(SilotuneError):
     """A merchant's table: names file, column and first row. Nothing was imported."""
+
+
+class NoExamplesError(DataError):
+    """Tables, or the customers asked for, that a task has no example of."""
 
 
 class ModelError(SilotuneError):

@@ -33,6 +33,7 @@ _BASELINES = {
     "tfidf-pooled": "TF-IDF + linear, pooled data",
     "frozen-local": "Frozen encoder, each merchant alone",
     "frozen-pooled": "Frozen encoder, pooled data",
+    "trees-pooled": "Boosted trees, pooled data",
     "local-only": "LoRA, each merchant alone",
     "pooled": "LoRA, pooled data (ceiling)",
 }

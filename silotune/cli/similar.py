@@ -96,7 +96,7 @@ def _similar(
     if path is None:
         _show(table)
         return
-    from client.score import write_parquet
+    from client.score_file import write_parquet
 
     write_parquet(table, path)
     typer.echo(f"{path}: {table.num_rows:,} rows, adapter {settings.adapter}.")

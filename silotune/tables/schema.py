@@ -132,7 +132,8 @@ PROMOTIONS = Table(
         Column(
             name="mechanic",
             kind="text",
-            meaning="how: display, mailer, coupon, price cut, bundle",
+            meaning="how: display, mailer, coupon, price cut, bundle; campaign: only for the "
+            "customers whose `campaigns` in `users` name its placement",
             required=False,
         ),
         Column(

@@ -100,13 +100,19 @@ class Task(Protocol):
 class AsksAt(Protocol):
     """A task that can be asked about a date whose future nobody knows yet."""
 
-    def build_at(self, silo: SiloFolder, date: dt.datetime) -> Examples:
+    def build_at(self, silo: SiloFolder, date: dt.datetime, *, most: int | None = None) -> Examples:
         """Return what can be asked on ``date``, all of it test rows, their labels NaN.
 
         No event at or after ``date`` is read (`silotune.tables.as_of`).
 
+        Args:
+            silo: of one merchant.
+            date: UTC, without zone.
+            most: questions per customer, at most: about what they took most often before, then
+                about what a hash draws for them. None: everything there is to ask.
+
         Raises:
-            DataError: nothing can be asked on that date.
+            NoExamplesError: nothing can be asked on that date.
         """
         ...
 

@@ -147,13 +147,13 @@ class ProductCategory:
             ("user_id", "item_id", "time"),
         )
 
-    def build_at(self, silo: SiloFolder, date: dt.datetime) -> Examples:
+    def build_at(self, silo: SiloFolder, date: dt.datetime, *, most: int | None = None) -> Examples:
         """Ask about every product of the merchant, mapped or not; see `AsksAt`.
 
         Nothing of any user is read, and a product is the same at every date. The key ``class``
         is what the merchant's own mapping says, empty where it says nothing.
         """
-        del date
+        del date, most
         asked = self.products(silo)
         return replace(asked, test_E=np.ones(len(asked), dtype=np.bool_))
 

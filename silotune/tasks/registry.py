@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 from silotune.config import ByKey, from_mapping
 from silotune.errors import ConfigError
+from silotune.tasks.coupon_redemption import CouponRedemption
 from silotune.tasks.customers import CustomerChurn, CustomerSegment
 from silotune.tasks.discounts import DiscountDepth, DiscountResponse
 from silotune.tasks.item_interest import ItemInterest
 from silotune.tasks.product_category import ProductCategory
+from silotune.tasks.promotion_outcome import PromotionOutcome
 from silotune.tasks.promotion_response import PromotionResponse
 
 __all__ = ["DEFAULT", "TASKS", "AnyTask", "read_task", "task_mapping"]
@@ -27,6 +29,8 @@ TASKS: Mapping[
         | DiscountResponse
         | ItemInterest
         | ProductCategory
+        | CouponRedemption
+        | PromotionOutcome
     ],
 ] = {
     DEFAULT: PromotionResponse,
@@ -36,6 +40,8 @@ TASKS: Mapping[
     "discount-response": DiscountResponse,
     "item-interest": ItemInterest,
     "product-category": ProductCategory,
+    "coupon-redemption": CouponRedemption,
+    "promotion-outcome": PromotionOutcome,
 }
 
 AnyTask = Annotated[
@@ -45,7 +51,9 @@ AnyTask = Annotated[
     | DiscountDepth
     | DiscountResponse
     | ItemInterest
-    | ProductCategory,
+    | ProductCategory
+    | CouponRedemption
+    | PromotionOutcome,
     ByKey("name", default=DEFAULT),
 ]
 """Type of a config field that holds a task; its ``name`` says which."""
