@@ -154,7 +154,7 @@ _workers: dict[Path, Worker] = {}
 def worker_for(federation: Path) -> Worker:
     """Return this process's worker for a federation file; it reads the file when that changed.
 
-    What the worker has loaded stays, unless the task or a model is another one.
+    What the worker has loaded stays, unless a task, a model or what a job learns is another one.
     """
     path = federation.resolve()
     written = path.read_bytes() if path.exists() else b""
@@ -171,4 +171,5 @@ def worker_for(federation: Path) -> Worker:
 
 
 def _loaded_for(federation: Federation) -> tuple[Any, ...]:
-    return federation.task, federation.tasks, federation.models
+    learned = {(job.name, job.task) for job in federation.jobs if job.task is not None}
+    return federation.task, federation.tasks, federation.models, learned

@@ -118,6 +118,10 @@ class Comparison:
                 on_newer = prepare_merchants(
                     silos, newer_scenario(self.scenario, weeks), newer_pool, progress
                 )
+            # A merchant that is too small on the newer weeks takes no part in them.
+            taking_part = {str(f.path.resolve()) for f in on_newer.folders.values()}
+            newer = replace(newer, silos=tuple(s for s in newer.silos if s in taking_part))
+            newer.save(path)
             self._federate(newer, newer_pool)
             with self._stage("older and newer weeks") as progress:
                 # Whole or not: a run that goes on does not count half of it.

@@ -8,7 +8,7 @@ import torch
 
 from client.config import ClientConfig
 from client.kept_adapters import keep_adapter, kept_adapters
-from client.score import score_silo
+from client.score import Asked, score_silo
 from client.score_settings import score_settings
 from silotune.errors import ModelError
 from silotune.federation import model_for
@@ -38,7 +38,7 @@ def test_each_task_is_scored_by_its_own_head_of_the_adapter_that_the_daemon_keep
         assert kept.task == BOTH.name
         found = score_settings(silo.path, task.name)
         assert (found.task, found.shared) == (task, BOTH)
-        scored = score_silo(found, silo, own_examples=True)
+        scored = score_silo(found, silo, Asked(own_examples=True))
         _, rows = part_of(examples, BOTH, number)
         numeric = torch.from_numpy(examples.numeric_EF[rows][examples.test_E[rows]])
         with torch.no_grad():

@@ -9,6 +9,7 @@ from client.worker import Worker, worker_for
 from silotune.federation import read_federation
 from silotune.tables.silo_folder import SiloFolder
 from simulations.inline_engine import run_inline
+from tests.tasks.test_several_heads import CHURN, SEGMENT
 
 
 @pytest.fixture
@@ -76,3 +77,36 @@ def test_a_worker_keeps_no_more_than_it_may_and_computes_nothing_twice(run):
     assert none.data(folders[0], "text") is none.data(folders[0], "text")
     for worker in (small, none):
         assert worker.work.texts_tokenised == worker.work.texts_run == 0
+
+
+def test_a_changed_file_keeps_what_is_loaded_unless_any_of_its_tasks_is_another(
+    small_federation, tmp_path
+):
+    path = small_federation(tmp_path, "numeric", tasks=(CHURN, SEGMENT))
+    federation = read_federation(path)
+    job = replace(federation.jobs[0], task=CHURN.name)
+
+    def written(**changes):
+        replace(federation, **changes).save(path)
+        return worker_for(path)
+
+    first = written(jobs=(job,))
+    churn = first.model(job.model, job)
+    # Other silos, and a further job on the federation's own task.
+    further = replace(job, name="further", task=None)
+    again = written(jobs=(job, further), silos=federation.silos[:1])
+    assert again is first
+    assert again.model(job.model, job) is churn
+    assert again.federation.silos == federation.silos[:1]
+    longer = replace(SEGMENT, horizon_days=21)
+    for changes in (
+        {"jobs": (replace(job, task=SEGMENT.name),)},
+        {"jobs": (job,), "tasks": (CHURN, longer)},
+        {"jobs": (job,), "tasks": (CHURN,)},
+        {"jobs": (job,), "task": longer, "tasks": (CHURN,)},
+    ):
+        before, new = worker_for(path), written(**changes)
+        assert new is not before
+        assert not new.models
+        (own,) = new.federation.jobs
+        assert new.model(own.model, own).outputs == new.federation.task_of(own).outputs

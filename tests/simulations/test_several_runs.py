@@ -16,7 +16,7 @@ from simulations.scenario import load_scenario, scenario_names
 COMMON = """
 name = "small"
 description = "two small merchants"
-engine = "inline"
+engine = "{engine}"
 workers = 1
 {task}
 [data]
@@ -75,10 +75,10 @@ def ran(tmp_path_factory):
     silos = tmp_path_factory.mktemp("silos") / "silos"
     generate(SyntheticConfig(merchants=2, users_per_merchant=60, weeks=20, seed=3), silos)
 
-    def run(task):
+    def run(task, engine="inline", silos=silos):
         folder = tmp_path_factory.mktemp("run")
         path = folder / "small.toml"
-        path.write_text(COMMON.format(task=task, silos=silos))
+        path.write_text(COMMON.format(task=task, engine=engine, silos=silos))
         scenario = load_scenario(str(path))
         out = RunFolder.create(folder / "out", {"name": "small"})
         Comparison(scenario, out, folder, Stages(None)).run()
@@ -121,6 +121,13 @@ def test_a_scenario_that_goes_on_says_what_it_forgot(ran):
     assert all(value is not None for _, values in table.rows for value in values)
     page = write_report(run).read_text()
     assert re.search(r"Going on: (gains|loses) [\d.]+ AUC on the newer weeks, and", page)
+    # On the workers of a pool, each of which has one file's weeks: the same figures.
+    by_pool = ran(CONTINUED, engine="pool")
+    assert of_weeks(by_pool) == of_weeks(run)
+
+
+def of_weeks(run):
+    return [r for r in run.records() if r["kind"] == "part" and r["by"] == WEEKS]
 
 
 def test_the_scenarios_that_come_with_it_are_read(tmp_path):
@@ -130,6 +137,6 @@ def test_the_scenarios_that_come_with_it_are_read(tmp_path):
     assert continued.continued.first >= continued.task.last
     path = tmp_path / "x.toml"
     early = CONTINUED.replace("first = 2024-03-18", "first = 2024-03-11")
-    path.write_text(COMMON.format(task=early, silos="s"))
+    path.write_text(COMMON.format(task=early, engine="pool", silos="s"))
     with pytest.raises(ConfigError, match="older test rows would be trained on"):
         load_scenario(str(path))
