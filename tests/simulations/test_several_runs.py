@@ -1,10 +1,13 @@
 """Whole comparisons, small and without text: several heads, and going on on newer weeks."""
 
 import re
+import shutil
 
+import duckdb
 import pytest
 
 from silotune.errors import ConfigError
+from silotune.federation import read_federation
 from silotune.tables.synthetic import SyntheticConfig, generate
 from simulations.apart import HISTORY, TASKS, WEEKS, part_tables
 from simulations.compare import Comparison
@@ -60,6 +63,7 @@ split = 2024-02-26T00:00:00
 last = 2024-03-18T00:00:00
 horizon_days = 7
 step_days = 7
+active_days = 14
 [continued]
 first = 2024-03-18T00:00:00
 split = 2024-04-22T00:00:00
@@ -70,10 +74,16 @@ keeps = [0.0, 0.5]
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """A function that runs a comparison, and returns its folder."""
+def silos(tmp_path_factory):
+    """Two merchants."""
     silos = tmp_path_factory.mktemp("silos") / "silos"
     generate(SyntheticConfig(merchants=2, users_per_merchant=60, weeks=20, seed=3), silos)
+    return silos
+
+
+@pytest.fixture(scope="module")
+def ran(silos, tmp_path_factory):
+    """A function that runs a comparison, and returns its folder."""
 
     def run(task, engine="inline", silos=silos):
         folder = tmp_path_factory.mktemp("run")
@@ -108,9 +118,29 @@ def test_a_scenario_of_several_heads_reports_and_exports_each_task(ran):
     assert "Customers with little history</h2>" in page
 
 
+@pytest.fixture(scope="module")
+def shrunk(silos, tmp_path_factory):
+    """Three merchants: the third has lost nearly all customers in the newer weeks."""
+    found = tmp_path_factory.mktemp("shrunk") / "silos"
+    shutil.copytree(silos, found, ignore=shutil.ignore_patterns("cache"))
+    third = found / "merchant-0003"
+    shutil.copytree(found / "merchant-0002", third)
+    about = (third / "silo.toml").read_text().replace("merchant-0002", "merchant-0003")
+    (third / "silo.toml").write_text(about)
+    events = third / "events.parquet"
+    with duckdb.connect() as con:
+        con.execute(f"CREATE TABLE events AS SELECT * FROM '{events}'")
+        con.execute("CREATE TABLE kept AS SELECT DISTINCT user_id FROM events ORDER BY 1 LIMIT 8")
+        con.execute(
+            "COPY (SELECT * FROM events WHERE time < '2024-03-04' OR user_id IN (FROM kept) "
+            f"ORDER BY user_id, time) TO '{events}' (FORMAT parquet)"
+        )
+    return found
+
+
 @pytest.mark.slow
-def test_a_scenario_that_goes_on_says_what_it_forgot(ran):
-    run = ran(CONTINUED)
+def test_a_scenario_that_goes_on_says_what_it_forgot(ran, shrunk):
+    run = ran(CONTINUED, silos=shrunk)
     (table,) = [t for t in part_tables(run.records()) if t.by == WEEKS]
     assert {arm.name for arm, _ in table.rows} == {
         "federated",
@@ -121,9 +151,13 @@ def test_a_scenario_that_goes_on_says_what_it_forgot(ran):
     assert all(value is not None for _, values in table.rows for value in values)
     page = write_report(run).read_text()
     assert re.search(r"Going on: (gains|loses) [\d.]+ AUC on the newer weeks, and", page)
-    # On the workers of a pool, each of which has one file's weeks: the same figures.
-    by_pool = ran(CONTINUED, engine="pool")
-    assert of_weeks(by_pool) == of_weeks(run)
+    # Who is too small on the newer weeks takes no part in them.
+    older = run.path / "state" / "seed-0" / "federation.json"
+    newer = older.parent / "continued" / "federation.json"
+    assert [len(read_federation(path).silos) for path in (older, newer)] == [3, 2]
+    assert {r["merchant"] for r in of_weeks(run)} == {"merchant-0001", "merchant-0002"}
+    # On the workers of a pool, those of each file apart: the same figures.
+    assert of_weeks(ran(CONTINUED, engine="pool", silos=shrunk)) == of_weeks(run)
 
 
 def of_weeks(run):
