@@ -58,6 +58,7 @@ class PreparedExamples:
     """How many tokens, from the first, are pooled over."""
     stored_NH: Tensor | None
     choice: Choice | None = None
+    """Why there are activations or none; None where there was nothing to choose."""
 
     @property
     def nbytes(self) -> int:
@@ -65,8 +66,6 @@ class PreparedExamples:
         tensors = [t for t in (self.ids_N, self.stored_NH) if t is not None]
         arrays = (self.start_E, self.length_E, self.pooled_E, self.examples.numeric_EF)
         return sum(t.nbytes for t in tensors) + sum(a.nbytes for a in arrays)
-
-    """Why there are activations or none; None where there was nothing to choose."""
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """Gather ``rows`` into one padded batch on ``device``."""
@@ -87,6 +86,24 @@ class PreparedExamples:
             None if self.stored_NH is None else _gather(self.stored_NH, index_ET).to(device),
             label_EK,
         )
+
+    @torch.inference_mode()
+    def embeddings(
+        self, model: TextModel, rows: NDArray[np.int64], *, budget: int = FORWARD_BUDGET
+    ) -> NDArray[np.float32]:
+        """Return `TextModel.embed` of ``rows``, (len(rows), H); H is 0 for a model without text."""
+        if model.backbone is None:
+            return np.empty((len(rows), 0), dtype=np.float32)
+        device = next(model.parameters()).device
+        hidden = int(model.backbone.config.hidden_size)
+        out = np.empty((len(self.examples), hidden), dtype=np.float32)
+        for part in token_batches(rows, self.length_E, budget):
+            b = self.batch(part, device)
+            pooled_EH = model.embed(b.ids_ET, b.mask_ET, b.pool_ET, b.stored_ETH)
+            if pooled_EH is None:
+                raise AssertionError  # text models only
+            out[part] = pooled_EH.float().cpu().numpy()
+        return out[rows]
 
     @torch.inference_mode()
     def scores(

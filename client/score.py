@@ -10,8 +10,7 @@ Shape suffixes: E examples, K outputs of the head.
 import datetime as dt
 import hashlib
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from client.prepared import prepare
 from client.score_settings import ScoreSettings
-from client.whole_file import become, claimed
+from client.whole_file import write_file
 from silotune import __version__
 from silotune.errors import ConfigError, DataError
 from silotune.models.stored import read_adapter
@@ -31,7 +30,16 @@ from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import AsksAt, Examples, Task
 
-__all__ = ["Scored", "load_model", "score_examples", "score_silo", "write_scores"]
+__all__ = [
+    "Scored",
+    "about",
+    "end_of",
+    "load_model",
+    "logits_of",
+    "score_silo",
+    "write_scores",
+    "write_table",
+]
 
 Progress = Callable[[int, int], None]
 
@@ -46,6 +54,8 @@ class Scored:
     examples: Examples
     rows: NDArray[np.int64]
     """Of the examples, those that were scored."""
+    logit_EK: NDArray[np.float32]
+    """What the head gives."""
     score_EK: NDArray[np.float64]
     """Chances, or predicted values; see `silotune.tasks.objective.Objective.scores`."""
     date: dt.datetime | None
@@ -79,7 +89,7 @@ def score_silo(
     task: Task = settings.task
     date = None
     if isinstance(task, AsksAt) and not own_examples:
-        date = as_of or _end(silo)
+        date = as_of or end_of(silo)
         examples = task.build_at(silo, date)
     elif as_of is not None:
         raise ConfigError(
@@ -87,7 +97,7 @@ def score_silo(
             "from its split on are scored."
         )
     else:
-        _end(silo)
+        end_of(silo)
         examples = task.build(silo)
     rows = examples.rows(test=True)
     if not len(rows):
@@ -97,8 +107,12 @@ def score_silo(
             f"task '{task.name}' does not say whose its examples are (Examples.keys); it cannot "
             "be scored by customer."
         )
-    score_EK = score_examples(model or load_model(settings), silo, examples, rows, progress)
-    return Scored(examples=examples, rows=rows, score_EK=score_EK, date=date)
+    logit_EK = logits_of(model or load_model(settings), silo, examples, rows, progress)
+    score_EK = examples.objective.scores(logit_EK)
+    if not np.isfinite(score_EK).all():
+        # An adapter is checked to be finite; what it makes of a text need not be.
+        raise DataError(f"{silo.path}: the adapter gives scores that are no numbers. Use another.")
+    return Scored(examples=examples, rows=rows, logit_EK=logit_EK, score_EK=score_EK, date=date)
 
 
 def load_model(settings: ScoreSettings) -> TextModel:
@@ -114,14 +128,14 @@ def load_model(settings: ScoreSettings) -> TextModel:
     return model
 
 
-def score_examples(
+def logits_of(
     model: TextModel,
     silo: SiloFolder,
     examples: Examples,
     rows: NDArray[np.int64],
     progress: Progress | None = None,
-) -> NDArray[np.float64]:
-    """Return what a user of ``model`` reads for ``rows``, (len(rows), K).
+) -> NDArray[np.float32]:
+    """Return what the head of ``model`` gives for ``rows``, (len(rows), K).
 
     Texts that training has run through the frozen layers are taken from the silo's prefix store.
     """
@@ -132,11 +146,7 @@ def score_examples(
         parts.append(prepared.scores(model, part))
         if progress:
             progress(start + len(part), len(rows))
-    found = examples.objective.scores(np.concatenate(parts))
-    if not np.isfinite(found).all():
-        # An adapter is checked to be finite; what it makes of a text need not be.
-        raise DataError(f"{silo.path}: the adapter gives scores that are no numbers. Use another.")
-    return found
+    return np.concatenate(parts)
 
 
 def write_scores(
@@ -156,20 +166,17 @@ def write_scores(
             "--with-labels: what happens after the date is not known. Score the task's own test "
             "examples in place of a date."
         )
-    table = _table(scored, with_labels=with_labels).replace_schema_metadata(
-        {"silotune": json.dumps(_about(scored, settings))}
-    )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with claimed(out, 10.0) as file:
-            if file is None:
-                raise ConfigError(f"{out}: another process is writing it. Wait for it.")
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-            become(file, out)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror or error}).") from error
+    write_table(_table(scored, with_labels=with_labels), out, about(settings, scored.date))
+
+
+def write_table(table: pa.Table, out: Path, meant: Mapping[str, Any]) -> None:
+    """Write ``table`` to ``out``, whole or not at all, mode 0600, with ``meant`` in its metadata.
+
+    Raises:
+        ConfigError: ``out`` cannot be written.
+    """
+    told = table.replace_schema_metadata({"silotune": json.dumps(meant)})
+    write_file(out, lambda file: pq.write_table(told, file, compression="zstd"))
 
 
 def _table(scored: Scored, *, with_labels: bool) -> pa.Table:
@@ -186,20 +193,22 @@ def _table(scored: Scored, *, with_labels: bool) -> pa.Table:
     return pa.table(columns)
 
 
-def _about(scored: Scored, settings: ScoreSettings) -> dict[str, Any]:
+def about(settings: ScoreSettings, date: dt.datetime | None) -> dict[str, Any]:
+    """Return what a file of results says of itself: version, task, date, adapter."""
     path = settings.adapter
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     digest = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files))
     return {
         "version": __version__,
         "task": settings.task.name,
-        "as_of": scored.date.isoformat() if scored.date else None,
+        "as_of": date.isoformat() if date else None,
         "adapter": str(path),
         "adapter_sha256": digest.hexdigest(),
     }
 
 
-def _end(silo: SiloFolder) -> dt.datetime:
+def end_of(silo: SiloFolder) -> dt.datetime:
+    """Return the first moment after the newest event, UTC. Raises DataError: there is none."""
     with silo.connect() as connection:
         (last,) = connection.execute("SELECT max(time) FROM events").fetchall()[0]
     if last is None:

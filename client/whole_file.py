@@ -6,13 +6,15 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from silotune.errors import ConfigError
 
 __all__ = [
     "become",
@@ -21,6 +23,8 @@ __all__ = [
     "open_private",
     "remove_abandoned",
     "save_arrays",
+    "write_file",
+    "write_text",
 ]
 
 _POLL = 0.05
@@ -63,6 +67,34 @@ def become(file: BinaryIO, path: Path) -> None:
     """Give a claimed file its name; whatever had the name before is replaced."""
     file.flush()
     _part(path).replace(path)
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let ``write`` fill ``path``, whole or not at all, mode 0600, durable. Makes its folder.
+
+    Raises:
+        ConfigError: it cannot be written, or another process is about to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with claimed(path, 10.0) as file:
+            if file is None:
+                raise ConfigError(f"{path}: another process is writing it. Wait for it.")
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+            become(file, path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}).") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as `write_file` does. Raises ConfigError."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    write_file(path, write)
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -8,6 +8,7 @@ __all__ = [
     "LedgerError",
     "MessageError",
     "ModelError",
+    "NobodyError",
     "PolicyError",
     "PrivacyError",
     "SilotuneError",
@@ -26,6 +27,10 @@ class ConfigError(SilotuneError):
 
 class DataError(SilotuneError):
     """A merchant's table: names file, column and first row. Nothing was imported."""
+
+
+class NobodyError(DataError):
+    """No customer can be asked about on a date. What is released must not depend on it."""
 
 
 class ModelError(SilotuneError):

@@ -10,6 +10,7 @@ import typer
 from silotune.cli.dashboard import dashboard_line, show_dashboard
 from silotune.cli.doctor import add_client
 from silotune.cli.score import add_score
+from silotune.cli.segments import add_segments
 
 if TYPE_CHECKING:
     from privacy.ledger_report import LedgerRow
@@ -34,6 +35,7 @@ def register(root: typer.Typer) -> None:
     _group.add_typer(_ledger, name="ledger", help="What was spent, and what left.")
     add_client(_group)
     add_score(_group)
+    add_segments(_group)
     root.add_typer(_group, name="client", help="A merchant's own side: take part, and its ledger.")
 
 

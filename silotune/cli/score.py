@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from client.score import Scored
     from client.score_settings import ScoreSettings
 
-__all__ = ["add_score"]
+__all__ = ["add_score", "moment"]
 
 
 def add_score(group: typer.Typer) -> None:
@@ -71,7 +71,7 @@ def _score(
     It stays inside: nothing is released, nothing is charged. Customers are the silo folder's
     keyed hashes.
     """
-    date, earlier = _moment(as_of, "--as-of"), _moment(drift_from, "--drift-from")
+    date, earlier = moment(as_of, "--as-of"), moment(drift_from, "--drift-from")
     if with_labels and (date or earlier) is not None:
         raise ConfigError(
             "--with-labels scores examples whose outcome is known: leave out --as-of and "
@@ -122,7 +122,8 @@ def _show_drift(before: "Scored", now: "Scored", settings: "ScoreSettings") -> N
     Console().print(table)
 
 
-def _moment(text: str | None, option: str) -> dt.datetime | None:
+def moment(text: str | None, option: str) -> dt.datetime | None:
+    """Return what ``option`` says of a moment in UTC, or None. Raises ConfigError."""
     if text is None:
         return None
     try:

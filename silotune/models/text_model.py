@@ -190,16 +190,28 @@ class TextModel(nn.Module):
             pool_ET: 1 for the tokens that are pooled over; None: those of ``mask_ET``.
             stored_ETH: what `FrozenPrefix.compute` gave for these tokens, to start from.
         """
+        pooled_EH = self.embed(ids_ET, mask_ET, pool_ET, stored_ETH)
+        logits_EK: Tensor = self.head(pooled_EH, numeric_EF)
+        return logits_EK
+
+    def embed(
+        self,
+        ids_ET: Tensor | None,
+        mask_ET: Tensor | None,
+        pool_ET: Tensor | None = None,
+        stored_ETH: Tensor | None = None,
+    ) -> Tensor | None:
+        """Return the adapted encoder's vector of each text, (E, H); None without text.
+
+        It is what the head reads beside the numeric features. Arguments: as `forward`.
+        """
         if self.backbone is None or mask_ET is None:
-            plain_EK: Tensor = self.head(None, numeric_EF)
-            return plain_EK
+            return None
         reuse = contextlib.nullcontext() if stored_ETH is None else self.prefix.stored(stored_ETH)
         over_ET = mask_ET if pool_ET is None else pool_ET
         with reuse, self.last_layer.only(over_ET), self.autocast():
             hidden_EPH = self.backbone(input_ids=ids_ET, attention_mask=mask_ET).last_hidden_state
-        pooled_EH = pool(hidden_EPH, over_ET[:, : hidden_EPH.shape[1]], self.pooling)
-        logits_EK: Tensor = self.head(pooled_EH, numeric_EF)
-        return logits_EK
+        return pool(hidden_EPH, over_ET[:, : hidden_EPH.shape[1]], self.pooling)
 
     def autocast(self) -> torch.autocast:
         """Context in which matrix products run in the model's precision."""
