@@ -10,8 +10,10 @@ from silotune.cli.terminal import progress_bar
 from silotune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from client.fairness import AttributeQuality, GroupQuality
     from client.score import Scored
     from client.score_settings import ScoreSettings
+    from silotune.tables.silo_folder import SiloFolder
 
 __all__ = ["add_score", "moment"]
 
@@ -52,8 +54,14 @@ def _score(
     ] = None,
     with_labels: Annotated[
         bool,
-        typer.Option(help="Score the task's test examples instead, what happened beside them."),
+        typer.Option(
+            help="Score the task's test examples instead, what happened beside them; and show "
+            "quality by group of customers, where the silo's `users` knows any."
+        ),
     ] = False,
+    least_users: Annotated[
+        int, typer.Option(help="Customers of a group that is shown, at least; 20 or more.")
+    ] = 20,
     out: Annotated[
         Path | None,
         typer.Option(help="Parquet file. Default: DIR/scores/TASK.parquet.", show_default=False),
@@ -101,8 +109,55 @@ def _score(
     write_scores(scored, settings, path, with_labels=with_labels)
     when = f"as of {scored.date:%Y-%m-%d %H:%M}" if scored.date else "test examples"
     typer.echo(f"{path}: {len(scored.rows):,} rows, {when}, adapter {settings.adapter}.")
+    if with_labels:
+        _by_group(scored, silo, task, path, least_users)
     if before is not None:
         _show_drift(before, scored, settings)
+
+
+def _by_group(
+    scored: "Scored", silo: "SiloFolder", task: str, path: Path, least_users: int
+) -> None:
+    from client.fairness import groups_markdown, quality_by_group, user_groups
+    from client.whole_file import write_text
+
+    found = quality_by_group(scored, user_groups(silo), least_users=least_users)
+    if not found:
+        return
+    page = path.with_name(f"{path.stem}-groups.md")
+    title = f"Quality of {task} by group of customers, {silo.info.name}"
+    write_text(page, groups_markdown(found, title, least_users))
+    _show_groups(found, least_users)
+    typer.echo(f"Quality by group: {page}.")
+
+
+def _show_groups(found: "list[AttributeQuality]", least_users: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", title_justify="left")
+    table.title = f"Quality ({found[0].metric}) by group of customers. It stays here."
+    for name in ("attribute", "group", "customers", "quality", "95%"):
+        table.add_column(name, justify="right" if name in ("customers", "quality") else "left")
+    for one in found:
+        for g in one.groups:
+            # `Text`: a merchant's own words may hold brackets.
+            table.add_row(
+                Text(one.attribute), Text(g.name), f"{g.users:,}", f"{g.value:.3f}", _range(g)
+            )
+        words = f"no two groups of {least_users} customers"
+        if one.groups:
+            words = f"gap, by chance up to {one.chance:.3f}: {one.verdict}"
+        gap = f"{one.gap:.3f}" if one.groups else ""
+        table.add_row(
+            Text(one.attribute), words, "", gap, _range(one) if one.groups else "", style="dim"
+        )
+    Console().print(table)
+
+
+def _range(one: "GroupQuality | AttributeQuality") -> str:
+    return f"{one.low:.3f} to {one.high:.3f}"
 
 
 def _show_drift(before: "Scored", now: "Scored", settings: "ScoreSettings") -> None:
