@@ -9,8 +9,7 @@ import typer
 
 from silotune.cli.dashboard import dashboard_line, show_dashboard
 from silotune.cli.doctor import add_client
-from silotune.cli.score import add_score
-from silotune.cli.segments import add_segments
+from silotune.cli.use import add_use
 
 if TYPE_CHECKING:
     from privacy.ledger_report import LedgerRow
@@ -34,8 +33,7 @@ def register(root: typer.Typer) -> None:
     """Add the group to ``root``."""
     _group.add_typer(_ledger, name="ledger", help="What was spent, and what left.")
     add_client(_group)
-    add_score(_group)
-    add_segments(_group)
+    add_use(_group)
     root.add_typer(_group, name="client", help="A merchant's own side: take part, and its ledger.")
 
 
