@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.prepared import PreparedExamples, prepare
-from silotune.errors import ConfigError
+from silotune.errors import ConfigError, ModelError
 from silotune.models.text_model import TextModel
 from silotune.tasks.base import DescribesCustomers
 
@@ -60,10 +60,13 @@ def public_space(model: TextModel, task: DescribesCustomers, axes: int) -> Custo
         axes: P.
 
     Raises:
+        ModelError: the adapter gives vectors that are no numbers.
         ConfigError: ``axes`` is not between 1 and what the made-up customers span.
     """
     made_up = prepare(task.made_up(), model)
     vectors_EX = _vectors(model, made_up)
+    if not np.isfinite(vectors_EX).all():
+        raise ModelError("the adapter gives vectors that are no numbers. Use another.")
     centre_X = vectors_EX.mean(0)
     away_EX = vectors_EX - centre_X
     scale_X = np.ones(len(centre_X))
