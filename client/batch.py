@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.prefix_choice import Choice
+from silotune.errors import ConfigError
 from silotune.models.batching import token_batches
 from silotune.models.text_model import TextModel
 from silotune.tasks.base import Examples
@@ -40,6 +41,12 @@ class Batch:
             self.ids_ET, self.mask_ET, self.numeric_EF, self.pool_ET, self.stored_ETH
         )
         return logits_EK
+
+    def vectors(self, model: TextModel) -> Tensor:
+        """Return what the adapted encoder of ``model`` makes of the texts, (E, H)."""
+        if self.mask_ET is None:
+            raise ConfigError("use_text is false; a model without text has no vectors of it.")
+        return model.pooled(self.ids_ET, self.mask_ET, self.pool_ET, self.stored_ETH)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,24 +95,6 @@ class PreparedExamples:
         )
 
     @torch.inference_mode()
-    def embeddings(
-        self, model: TextModel, rows: NDArray[np.int64], *, budget: int = FORWARD_BUDGET
-    ) -> NDArray[np.float32]:
-        """Return `TextModel.embed` of ``rows``, (len(rows), H); H is 0 for a model without text."""
-        if model.backbone is None:
-            return np.empty((len(rows), 0), dtype=np.float32)
-        device = next(model.parameters()).device
-        hidden = int(model.backbone.config.hidden_size)
-        out = np.empty((len(self.examples), hidden), dtype=np.float32)
-        for part in token_batches(rows, self.length_E, budget):
-            b = self.batch(part, device)
-            pooled_EH = model.embed(b.ids_ET, b.mask_ET, b.pool_ET, b.stored_ETH)
-            if pooled_EH is None:
-                raise AssertionError  # text models only
-            out[part] = pooled_EH.float().cpu().numpy()
-        return out[rows]
-
-    @torch.inference_mode()
     def scores(
         self, model: TextModel, rows: NDArray[np.int64], *, budget: int = FORWARD_BUDGET
     ) -> NDArray[np.float32]:
@@ -115,6 +104,20 @@ class PreparedExamples:
         for part in token_batches(rows, self.length_E, budget):
             out[part] = self.batch(part, device).logits(model).float().cpu().numpy()
         return out[rows]
+
+    @torch.inference_mode()
+    def vectors(self, model: TextModel) -> NDArray[np.float32]:
+        """Return what the adapted encoder makes of every text, (E, H), of unit length.
+
+        Raises:
+            ConfigError: the model has no text.
+        """
+        device = next(model.parameters()).device
+        rows = np.arange(len(self.examples))
+        parts = list(token_batches(rows, self.length_E, FORWARD_BUDGET))
+        found = [self.batch(p, device).vectors(model).cpu().numpy() for p in parts]
+        order = np.argsort(np.concatenate(parts), kind="stable")
+        return np.concatenate(found)[order]
 
 
 def _gather(rows_NX: Tensor, index_ET: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ from safetensors.numpy import save
 from client.config import ClientConfig, read_client
 from client.customer_space import CustomerSpace, public_space
 from client.prepared import prepare
-from client.score import about, load_model
+from client.score import load_model
+from client.score_file import about
 from client.score_settings import ScoreSettings, kept_settings
 from client.segments import clustered
 from client.whole_file import write_file
@@ -43,7 +44,7 @@ from privacy.ledger import Ledger
 from privacy.policy import Ask, Policy
 from privacy.randomness import SecureSource, SeededSource
 from silotune.config import from_toml
-from silotune.errors import ConfigError, NobodyError
+from silotune.errors import ConfigError, NoExamplesError
 from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import DescribesCustomers
@@ -230,7 +231,7 @@ class _Release:
     ) -> tuple[_Floats, NDArray[np.int64]]:
         try:
             examples = task.build_at(self._silo, as_of)
-        except NobodyError:
+        except NoExamplesError:
             # A silo with one customer releases; so must one with none, or it would tell.
             return np.empty((0, self._plan.axes)), np.empty(0, np.int64)
         data = prepare(examples, self._model, self._silo.path / "cache", passes=1.0)

@@ -88,5 +88,7 @@ def public_space(model: TextModel, task: DescribesCustomers, axes: int) -> Custo
 
 
 def _vectors(model: TextModel, data: PreparedExamples) -> _Floats:
-    text_EH = data.embeddings(model, np.arange(len(data.examples)))
-    return np.concatenate([text_EH, data.examples.numeric_EF], axis=1).astype(np.float64)
+    parts = [data.examples.numeric_EF]
+    if model.backbone is not None:
+        parts.insert(0, data.vectors(model))
+    return np.concatenate(parts, axis=1).astype(np.float64)

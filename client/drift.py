@@ -49,21 +49,29 @@ class Drift:
         return "much" if self.index >= _MUCH else "some"
 
 
-def drift_of(before: Scored, now: Scored, numeric_names: Sequence[str]) -> list[Drift]:
+def drift_of(
+    before: Sequence[Scored], now: Sequence[Scored], numeric_names: Sequence[str]
+) -> list[Drift]:
     """Return the drift of every numeric feature and every score, the inputs first.
 
     Args:
-        before: of the earlier date.
-        now: of the later one, by the same model.
+        before: the parts of the earlier date.
+        now: those of the later one, by the same model.
         numeric_names: of the task.
     """
-    objective = now.examples.objective
+    objective = now[0].examples.objective
     scores = objective.names if isinstance(objective, Classes) else ("score",)
     columns = [
-        (name, before.examples.numeric_EF[before.rows, i], now.examples.numeric_EF[now.rows, i])
+        (
+            name,
+            np.concatenate([p.examples.numeric_EF[p.rows, i] for p in before]),
+            np.concatenate([p.examples.numeric_EF[p.rows, i] for p in now]),
+        )
         for i, name in enumerate(numeric_names)
     ]
-    columns += [(name, before.score_EK[:, k], now.score_EK[:, k]) for k, name in enumerate(scores)]
+    for k, name in enumerate(scores):
+        old, new = (np.concatenate([p.score_EK[:, k] for p in side]) for side in (before, now))
+        columns.append((name, old, new))
     found = []
     for name, old_E, new_E in columns:
         index, bins = stability_index(old_E, new_E)

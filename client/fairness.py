@@ -11,18 +11,24 @@ divisions of the same customers into groups of the same sizes stay below.
 Shape suffixes: E examples, U customers, G groups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.score import Scored
-from client.segment_profiles import LEAST_USERS
-from silotune.errors import ConfigError
+from client.outcomes import OutcomeRows, Outcomes
+from client.segment_profiles import LEAST_USERS, check_least_users
+from silotune.tables.schema import CAMPAIGNS
 from silotune.tables.silo_folder import SiloFolder
 
-__all__ = ["AttributeQuality", "GroupQuality", "groups_markdown", "quality_by_group", "user_groups"]
+__all__ = [
+    "AttributeQuality",
+    "GroupQuality",
+    "groups_markdown",
+    "quality_by_group",
+    "user_groups",
+]
 
 _Ints = NDArray[np.int64]
 
@@ -69,7 +75,10 @@ class AttributeQuality:
 
 
 def user_groups(silo: SiloFolder) -> dict[str, dict[str, str]]:
-    """Return each attribute of the table `users`: what it says of whom. Empty without a table."""
+    """Return each attribute of the table `users`: what it says of whom. Empty without a table.
+
+    What customers were sent is none.
+    """
     if not silo.has_users:
         return {}
     with silo.connect() as connection:
@@ -80,72 +89,40 @@ def user_groups(silo: SiloFolder) -> dict[str, dict[str, str]]:
     return {
         name: {str(row[who]): str(row[i]) for row in rows if row[i] not in (None, "")}
         for i, name in enumerate(names)
-        if i != who
+        if i != who and name != CAMPAIGNS
     }
 
 
 def quality_by_group(
-    scored: Scored,
+    parts: Sequence[Outcomes],
     groups: Mapping[str, Mapping[str, str]],
     *,
     least_users: int = LEAST_USERS,
     draws: int = 200,
     seed: int = 0,
 ) -> list[AttributeQuality]:
-    """Return the quality of ``scored`` by every attribute.
+    """Return the quality of test examples by every attribute.
 
     Args:
-        scored: test examples whose outcome is known.
+        parts: of the scored customers, one at least; however they are divided, the result is one.
         groups: from `user_groups`; who is not in one is "not stated".
         least_users: customers of a group that is shown, at least.
         draws: of the bootstrap, and of random divisions.
         seed: of both.
 
     Raises:
-        ConfigError: ``least_users`` is below the floor, or the outcomes are not known.
+        ConfigError: ``least_users`` is below the floor.
     """
-    if least_users < LEAST_USERS:
-        raise ConfigError(
-            f"least_users is {least_users}; it must be at least {LEAST_USERS}: figures of fewer "
-            "customers speak of persons."
-        )
-    if scored.date is not None:
-        raise ConfigError("quality by group needs outcomes; score the task's own test examples.")
-    rows = _Rows(scored)
+    check_least_users(least_users)
+    rows = OutcomeRows(parts)
     return [
         _of_attribute(rows, name, values, least_users, draws, np.random.default_rng([seed, i]))
         for i, (name, values) in enumerate(groups.items())
     ]
 
 
-class _Rows:
-    """Test rows sorted by customer, and the metric of any draw of customers."""
-
-    def __init__(self, scored: Scored) -> None:
-        examples, rows = scored.examples, scored.rows
-        self.objective = examples.objective
-        names = np.array([examples.keys["user_id"][row] for row in rows], dtype=np.str_)
-        self.names_U, user_E = np.unique(names, return_inverse=True)
-        self._order_E = np.argsort(user_E, kind="stable")
-        self._size_U = np.bincount(user_E, minlength=len(self.names_U))
-        self._start_U = np.cumsum(self._size_U) - self._size_U
-        self._label_EK, self._logit_EK = examples.label_EK[rows], scored.logit_EK
-        self._visit_E = np.unique(examples.visit_E[rows], return_inverse=True)[1]
-
-    def value(self, users: _Ints) -> float:
-        """Return the main metric of the rows of ``users``, who may be in it several times."""
-        size = self._size_U[users]
-        copy_E = np.repeat(np.arange(len(users)), size)
-        within_E = np.arange(len(copy_E)) - np.repeat(np.cumsum(size) - size, size)
-        rows = self._order_E[np.repeat(self._start_U[users], size) + within_E]
-        # A customer drawn twice has every visit twice, not visits of twice the length.
-        visit_E = copy_E * (int(self._visit_E.max()) + 1) + self._visit_E[rows]
-        found = self.objective.quality(self._label_EK[rows], self._logit_EK[rows], visit_E)
-        return found[self.objective.main]
-
-
 def _of_attribute(
-    rows: _Rows,
+    rows: OutcomeRows,
     attribute: str,
     values: Mapping[str, str],
     least: int,
@@ -195,7 +172,7 @@ def _of_attribute(
     )
 
 
-def _members(rows: _Rows, values: Mapping[str, str], least: int) -> dict[str, _Ints]:
+def _members(rows: OutcomeRows, values: Mapping[str, str], least: int) -> dict[str, _Ints]:
     """Return the customers of each group that is large enough, the largest first."""
     found: dict[str, list[int]] = {}
     for user, name in enumerate(rows.names_U.tolist()):

@@ -27,7 +27,7 @@ from client.whole_file import load_arrays, save_arrays
 from silotune.models.batching import token_batches
 from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples, Task
+from silotune.tasks.base import Examples, Task, own_settings
 from silotune.tasks.objective import Objective
 
 __all__ = ["Batch", "PreparedExamples", "Work", "load_or_prepare", "prepare"]
@@ -96,13 +96,13 @@ def load_or_prepare(
 
     The cache is a folder of the silo: it never leaves, and is deleted with it.
 
-    The texts themselves are dropped once they are tokens. Task, tables, tokenizer, base and
-    lengths are part of the cache's key. Other arguments: as `prepare`.
+    The texts themselves are dropped once they are tokens. Task and the merchant's settings of it,
+    tables, tokenizer, base and lengths are part of the cache's key. Other arguments: as `prepare`.
     """
     work = work or Work()
-    tables = sorted(
-        (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in silo.path.glob("*.parquet")
-    )
+    own = own_settings(silo, task.name)
+    files = (*silo.path.glob("*.parquet"), *([own] if own.exists() else []))
+    tables = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
     made_by = (model.base_digest, model.tokenizer_digest, model.cfg.max_tokens, model.cfg.pooling)
     asked, tokens = (
         hashlib.sha256(repr(what).encode()).hexdigest()[:32] for what in ((task, tables), made_by)

@@ -1,50 +1,37 @@
-"""Scores of a task for a merchant's own customers: tables and adapter in, a Parquet file out.
+"""Scores of a task for a merchant's own customers: tables and adapter in, chances or values out.
 
-What is written here is the merchant's own data: scores of its customers, beside the keyed hashes
-of its silo folder. It stays where the tables are. It is no release: nothing of it passes the
-egress gate, nothing is charged, and no message to an aggregator can ask for it or carry it.
+What comes out is the merchant's own data: scores of its customers, beside the keyed hashes of its
+silo folder. It stays where the tables are. It is no release: nothing of it passes the egress
+gate, nothing is charged, and no message to an aggregator can ask for it or carry it.
 
 Shape suffixes: E examples, K outputs of the head.
 """
 
 import datetime as dt
-import hashlib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from client.prepared import prepare
 from client.score_settings import ScoreSettings
-from client.whole_file import write_file
-from silotune import __version__
-from silotune.errors import ConfigError, DataError
+from silotune.errors import ConfigError, DataError, NoExamplesError
 from silotune.models.stored import read_adapter
 from silotune.models.text_model import TextModel
+from silotune.tables.as_of import SiloOfUsers
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import AsksAt, Examples, Task
+from silotune.tasks.base import AsksAt, Examples, ListsProducts, Task
 
-__all__ = [
-    "Scored",
-    "about",
-    "end_of",
-    "load_model",
-    "logits_of",
-    "score_silo",
-    "write_scores",
-    "write_table",
-]
+__all__ = ["Asked", "Scored", "end_of", "load_model", "score_parts", "score_silo"]
 
 Progress = Callable[[int, int], None]
 
 _ROWS = 4096
 """Between two steps of the progress bar."""
+_FIRST_CUSTOMERS = 64
+_ROWS_AT_ONCE = 16_384
+"""Examples in memory, about: some tens of megabytes of words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,58 +48,116 @@ class Scored:
     date: dt.datetime | None
     """As of when; None: the task's own test examples."""
 
+    def without_words(self) -> "Scored":
+        """Return the same without texts and names: what is left is small."""
+        count = len(self.examples)
+        bare = replace(self.examples, text=[""] * count, context=[], group=[], keys={})
+        return replace(self, examples=bare)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What is asked: of when, about whom, about how much."""
+
+    as_of: dt.datetime | None = None
+    """Moment after which nothing is known, UTC; None: the end of the tables."""
+    own_examples: bool = False
+    """The task's test examples, whose outcome is known, in place of that."""
+    customers: Sequence[str] | None = None
+    """Keyed hashes; None: everyone."""
+    most: int | None = None
+    """Questions per customer, at most; None: all there are. See `AsksAt.build_at`."""
+
 
 def score_silo(
     settings: ScoreSettings,
     silo: SiloFolder,
+    asked: Asked | None = None,
     *,
-    as_of: dt.datetime | None = None,
-    own_examples: bool = False,
     model: TextModel | None = None,
     progress: Progress | None = None,
 ) -> Scored:
-    """Score every question that ``settings.task`` has for the customers of ``silo``.
+    """Score every question that ``settings.task`` has for the customers of ``silo``, at once.
 
     Args:
         settings: task, model and adapter.
         silo: whose tables are read.
-        as_of: moment after which nothing is known, UTC; None: the end of the tables.
-        own_examples: score the task's test examples, whose outcome is known, in place of that.
+        asked: None: about everyone, at the end of the tables.
         model: from `load_model`; None: loaded.
         progress: called with (examples scored, of how many).
 
     Raises:
-        ConfigError: ``as_of`` for a task that asks about its own examples only.
+        ConfigError: a date or a cap for a task that asks about its own examples only.
         DataError: the tables are empty, or nothing can be asked.
         ModelError: the adapter or base cannot be used.
     """
-    task: Task = settings.task
-    date = None
-    if isinstance(task, AsksAt) and not own_examples:
-        date = as_of or end_of(silo)
-        examples = task.build_at(silo, date)
-    elif as_of is not None:
-        raise ConfigError(
-            f"--as-of: task '{task.name}' asks about its own examples only. Leave it out: those "
-            "from its split on are scored."
-        )
-    else:
-        end_of(silo)
-        examples = task.build(silo)
-    rows = examples.rows(test=True)
-    if not len(rows):
-        raise DataError(f"{silo.path}: task '{task.name}' has no example from its split on.")
-    if "user_id" not in examples.keys:
-        raise ConfigError(
-            f"task '{task.name}' does not say whose its examples are (Examples.keys); it cannot "
-            "be scored by customer."
-        )
-    logit_EK = logits_of(model or load_model(settings), silo, examples, rows, progress)
-    score_EK = examples.objective.scores(logit_EK)
-    if not np.isfinite(score_EK).all():
-        # An adapter is checked to be finite; what it makes of a text need not be.
-        raise DataError(f"{silo.path}: the adapter gives scores that are no numbers. Use another.")
-    return Scored(examples=examples, rows=rows, logit_EK=logit_EK, score_EK=score_EK, date=date)
+    asked = asked or Asked()
+    date = _date(settings.task, silo, asked)
+    if asked.customers is not None:
+        silo = SiloOfUsers.of(silo, asked.customers)
+    return _scored(settings, silo, date, asked.most, model or load_model(settings), progress)
+
+
+def score_parts(
+    settings: ScoreSettings,
+    silo: SiloFolder,
+    asked: Asked | None = None,
+    *,
+    model: TextModel | None = None,
+    progress: Progress | None = None,
+    customers_at_once: int | None = None,
+) -> Iterator[Scored]:
+    """Yield what `score_silo` returns, some customers at a time, ordered by customer.
+
+    Memory does not grow with the number of customers, apart from their ids. The rows are the
+    same: no example of a customer depends on another one.
+
+    Args:
+        settings: as `score_silo`.
+        silo: as `score_silo`.
+        asked: as `score_silo`.
+        model: as `score_silo`.
+        progress: called with (customers done, of how many).
+        customers_at_once: None: as many as have some ten thousand questions.
+
+    Raises:
+        ConfigError: as `score_silo`.
+        DataError: as `score_silo`.
+        ModelError: as `score_silo`.
+    """
+    asked = asked or Asked()
+    date = _date(settings.task, silo, asked)
+    if isinstance(settings.task, ListsProducts):
+        # Of no customer: there is nothing to divide.
+        yield _scored(settings, silo, date, None, model or load_model(settings), progress)
+        return
+    users = _customers(silo, date, asked.customers)
+    model = model or load_model(settings)
+    size, done, found = customers_at_once or _FIRST_CUSTOMERS, 0, False
+    nothing = NoExamplesError(f"{silo.path}: no customer was seen before {date}.")
+    while done < len(users):
+        some = users[done : done + size]
+
+        def step(rows: int, of: int, done: int = done, count: int = len(some)) -> None:
+            if progress:
+                progress(done + count * rows // of, len(users))
+
+        rows = 0
+        try:
+            part = SiloOfUsers.of(silo, some)
+            scored = _scored(settings, part, date, asked.most, model, step)
+        except NoExamplesError as error:
+            nothing = error
+        else:
+            found, rows = True, len(scored.rows)
+            yield scored
+        done += len(some)
+        if progress:
+            progress(done, len(users))
+        if customers_at_once is None:
+            size = max(1, min(4 * size, size * _ROWS_AT_ONCE // max(1, rows)))
+    if not found:
+        raise nothing
 
 
 def load_model(settings: ScoreSettings) -> TextModel:
@@ -128,14 +173,14 @@ def load_model(settings: ScoreSettings) -> TextModel:
     return model
 
 
-def logits_of(
+def _logits(
     model: TextModel,
     silo: SiloFolder,
     examples: Examples,
     rows: NDArray[np.int64],
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
-    """Return what the head of ``model`` gives for ``rows``, (len(rows), K).
+    """Return what ``model`` gives for ``rows``, (len(rows), K).
 
     Texts that training has run through the frozen layers are taken from the silo's prefix store.
     """
@@ -149,62 +194,67 @@ def logits_of(
     return np.concatenate(parts)
 
 
-def write_scores(
-    scored: Scored, settings: ScoreSettings, out: Path, *, with_labels: bool = False
-) -> None:
-    """Write ``scored`` to ``out``, whole or not at all, mode 0600.
-
-    Columns: the examples' keys (``user_id`` first), then `Objective.score_names` (``score``, or a
-    column for each class by its name), and with ``with_labels`` `Objective.outcomes` (``label``).
-    The file's metadata say under ``silotune`` which task, date and adapter it is of.
-
-    Raises:
-        ConfigError: labels are asked for that nobody knows yet, or ``out`` cannot be written.
-    """
-    if with_labels and scored.date is not None:
+def _scored(
+    settings: ScoreSettings,
+    silo: SiloFolder,
+    date: dt.datetime | None,
+    most: int | None,
+    model: TextModel,
+    progress: Progress | None,
+) -> Scored:
+    task: Task = settings.task
+    if date is not None and isinstance(task, AsksAt):
+        examples = task.build_at(silo, date, most=most)
+    else:
+        examples = task.build(silo)
+    rows = examples.rows(test=True)
+    if not len(rows):
+        raise NoExamplesError(f"{silo.path}: task '{task.name}' has no example from its split on.")
+    if not examples.keys:
         raise ConfigError(
-            "--with-labels: what happens after the date is not known. Score the task's own test "
-            "examples in place of a date."
+            f"task '{task.name}' does not name its examples (Examples.keys); nobody could tell "
+            "what a score is of."
         )
-    write_table(_table(scored, with_labels=with_labels), out, about(settings, scored.date))
+    logit_EK = _logits(model, silo, examples, rows, progress)
+    score_EK = examples.objective.scores(logit_EK)
+    if not np.isfinite(score_EK).all():
+        # An adapter is checked to be finite; what it makes of a text need not be.
+        raise DataError(f"{silo.path}: the adapter gives scores that are no numbers. Use another.")
+    return Scored(examples=examples, rows=rows, logit_EK=logit_EK, score_EK=score_EK, date=date)
 
 
-def write_table(table: pa.Table, out: Path, meant: Mapping[str, Any]) -> None:
-    """Write ``table`` to ``out``, whole or not at all, mode 0600, with ``meant`` in its metadata.
-
-    Raises:
-        ConfigError: ``out`` cannot be written.
-    """
-    told = table.replace_schema_metadata({"silotune": json.dumps(meant)})
-    write_file(out, lambda file: pq.write_table(told, file, compression="zstd"))
-
-
-def _table(scored: Scored, *, with_labels: bool) -> pa.Table:
-    examples, rows, objective = scored.examples, scored.rows, scored.examples.objective
-    columns: dict[str, Any] = {}
-    for name, values in examples.keys.items():
-        columns[name] = pa.array([values[i] for i in rows])
-    for name, score_E in zip(objective.score_names, scored.score_EK.T, strict=True):
-        columns[name if name not in columns else f"score {name}"] = pa.array(score_E, pa.float32())
-    if with_labels:
-        for name, values in objective.outcomes(examples.label_EK[rows]).items():
-            numeric = isinstance(values[0], float)
-            columns[name] = pa.array(values, pa.float32() if numeric else pa.string())
-    return pa.table(columns)
+def _date(task: Task, silo: SiloFolder, asked: Asked) -> dt.datetime | None:
+    """Return as of when ``task`` is asked; None: about its own examples."""
+    end, told = end_of(silo), {"--customers": asked.customers, "--per-customer": asked.most}
+    if isinstance(task, ListsProducts):
+        _refuse(told, f"task '{task.name}' asks about products, of no customer. Leave it out.")
+    if isinstance(task, AsksAt) and not asked.own_examples:
+        return asked.as_of or end
+    _refuse(
+        {"--as-of": asked.as_of, "--per-customer": asked.most},
+        f"task '{task.name}' asks about its own examples only. Leave it out: those from its split "
+        "on are scored.",
+    )
+    return None
 
 
-def about(settings: ScoreSettings, date: dt.datetime | None) -> dict[str, Any]:
-    """Return what a file of results says of itself: version, task, date, adapter."""
-    path = settings.adapter
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    digest = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files))
-    return {
-        "version": __version__,
-        "task": settings.task.name,
-        "as_of": date.isoformat() if date else None,
-        "adapter": str(path),
-        "adapter_sha256": digest.hexdigest(),
-    }
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{option}: {why}")
+
+
+def _customers(
+    silo: SiloFolder, date: dt.datetime | None, chosen: Sequence[str] | None
+) -> list[str]:
+    before = "" if date is None else "WHERE time < $date"
+    with silo.connect() as connection:
+        rows = connection.execute(
+            f"SELECT DISTINCT user_id FROM events {before}",  # noqa: S608  # no value in it
+            {} if date is None else {"date": date},
+        ).fetchall()
+    seen = {user for (user,) in rows}
+    return sorted(seen if chosen is None else seen.intersection(chosen))
 
 
 def end_of(silo: SiloFolder) -> dt.datetime:

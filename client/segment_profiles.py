@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from silotune.errors import ConfigError
 from silotune.tasks.base import Traits
 
-__all__ = ["LEAST_USERS", "Profile", "markdown", "profiles_of"]
+__all__ = ["LEAST_USERS", "Profile", "check_least_users", "markdown", "profiles_of"]
 
 LEAST_USERS = 20
 """The floor of what a merchant may set."""
@@ -25,6 +26,15 @@ _NAMED = 3
 """Categories named, at most."""
 _MORE = 1.25
 """Times the share of all customers, from which a category stands out in a segment."""
+
+
+def check_least_users(least: int) -> None:
+    """Raise ConfigError where ``least`` customers are too few to say anything of."""
+    if least < LEAST_USERS:
+        raise ConfigError(
+            f"least_users is {least}; it must be at least {LEAST_USERS}: what is said of fewer "
+            "customers speaks of persons."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from scipy.cluster.vq import ClusterError, kmeans2
 from client.customer_space import public_space
 from client.prepared import prepare
 from client.score import end_of
-from client.segment_profiles import LEAST_USERS, Profile, profiles_of
+from client.segment_profiles import LEAST_USERS, Profile, check_least_users, profiles_of
 from silotune.config import config
 from silotune.errors import ConfigError
 from silotune.models.text_model import TextModel
@@ -50,11 +50,7 @@ class SegmentSettings:
         """Check ranges. Raises ConfigError."""
         if not 1 <= self.clusters <= 1000:
             raise ConfigError(f"clusters is {self.clusters}; it must be from 1 to 1000.")
-        if self.least_users < LEAST_USERS:
-            raise ConfigError(
-                f"least_users is {self.least_users}; it must be at least {LEAST_USERS}: a profile "
-                "of fewer customers speaks of persons."
-            )
+        check_least_users(self.least_users)
         for name in ("axes", "starts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")

@@ -23,6 +23,8 @@ __all__ = [
     "open_private",
     "remove_abandoned",
     "save_arrays",
+    "told",
+    "whole",
     "write_file",
     "write_text",
 ]
@@ -69,23 +71,43 @@ def become(file: BinaryIO, path: Path) -> None:
     _part(path).replace(path)
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let ``write`` fill ``path``, whole or not at all, mode 0600, durable. Makes its folder.
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that is ``path`` once the block ends: whole, durable, mode 0600.
+
+    Until then, and after an error or Ctrl-C, what had the name before has it still. Its folder is
+    made. An error of the block is the block's own: one of writing is told by `told`.
 
     Raises:
         ConfigError: it cannot be written, or another process is about to.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with claimed(path, 10.0) as file:
-            if file is None:
-                raise ConfigError(f"{path}: another process is writing it. Wait for it.")
-            write(file)
+    with contextlib.ExitStack() as stack:
+        # At the start: hours of work should not end before a folder that cannot be written.
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = stack.enter_context(claimed(path, 10.0))
+        if file is None:
+            raise ConfigError(f"{path}: another process is writing it. Wait for it.")
+        yield file
+        with told(path):
             file.flush()
             os.fsync(file.fileno())
             become(file, path)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one that names ``path``. Raises ConfigError."""
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror or error}).") from error
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let ``write`` fill ``path`` as `whole` does. Raises ConfigError."""
+    with whole(path) as file, told(path):
+        write(file)
 
 
 def write_text(path: Path, text: str) -> None:

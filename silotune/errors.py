@@ -8,7 +8,7 @@ __all__ = [
     "LedgerError",
     "MessageError",
     "ModelError",
-    "NobodyError",
+    "NoExamplesError",
     "PolicyError",
     "PrivacyError",
     "SilotuneError",
@@ -29,8 +29,11 @@ class DataError(SilotuneError):
     """A merchant's table: names file, column and first row. Nothing was imported."""
 
 
-class NobodyError(DataError):
-    """No customer can be asked about on a date. What is released must not depend on it."""
+class NoExamplesError(DataError):
+    """Tables, or the customers asked for, that a task has no example of.
+
+    Whether there are any is private: what is released must not depend on it.
+    """
 
 
 class ModelError(SilotuneError):

@@ -29,6 +29,11 @@ _BASELINES = {
     "logistic-local": "Logistic, each merchant alone",
     "logistic-pooled": "Logistic, pooled data",
     "trees-local": "Boosted trees, each merchant alone",
+    "tfidf-local": "TF-IDF + linear, each merchant alone",
+    "tfidf-pooled": "TF-IDF + linear, pooled data",
+    "frozen-local": "Frozen encoder, each merchant alone",
+    "frozen-pooled": "Frozen encoder, pooled data",
+    "trees-pooled": "Boosted trees, pooled data",
     "local-only": "LoRA, each merchant alone",
     "pooled": "LoRA, pooled data (ceiling)",
 }

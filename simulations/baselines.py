@@ -20,6 +20,7 @@ from sklearn.model_selection import GroupKFold
 from silotune.tasks.base import Examples
 from silotune.tasks.dose_response import DoseResponse
 from silotune.tasks.objective import Binary, Classes
+from simulations.baselines_text import TEXT_METHODS
 from simulations.baselines_values import by_group, flat, linear
 
 __all__ = ["METHODS", "Method", "logistic", "popularity", "trees"]
@@ -87,16 +88,18 @@ def logistic(examples_list: Sequence[Examples], *, pooled: bool) -> list[_Floats
     return [fitted.logits(e.numeric_EF[e.rows(test=True)]) for e in examples_list]
 
 
-def trees(examples: Examples) -> _Floats:
-    """Score by gradient-boosted trees on the numeric features of one merchant, (E, K).
+def trees(examples_list: Sequence[Examples], *, pooled: bool) -> list[_Floats]:
+    """Score by gradient-boosted trees on the numeric features; one array (E, K) per merchant.
 
     Histogram trees as scikit-learn has them, after LightGBM (Ke et al. 2017): at most 15 leaves
-    with 20 rows each. How many is chosen as the penalty of `logistic` is.
+    with 20 rows each. How many is chosen as the penalty of `logistic` is; ``pooled`` as there.
     """
-    numeric_EF, label_EK, user_E = _training_rows([examples])
-    count = _chosen_trees(numeric_EF, label_EK, user_E, _loss_of(examples))
+    if not pooled:
+        return [found for e in examples_list for found in trees([e], pooled=True)]
+    numeric_EF, label_EK, user_E = _training_rows(examples_list)
+    count = _chosen_trees(numeric_EF, label_EK, user_E, _loss_of(examples_list[0]))
     fitted = _fit(numeric_EF, label_EK, _boosted(count))
-    return fitted.logits(examples.numeric_EF[examples.rows(test=True)])
+    return [fitted.logits(e.numeric_EF[e.rows(test=True)]) for e in examples_list]
 
 
 METHODS: Mapping[str, Method] = {
@@ -110,7 +113,9 @@ METHODS: Mapping[str, Method] = {
     "median-by-group": lambda silos: [by_group(e, median=True) for e in silos],
     "linear-local": lambda silos: linear(silos, pooled=False),
     "linear-pooled": lambda silos: linear(silos, pooled=True),
-    "trees-local": lambda silos: [trees(e) for e in silos],
+    "trees-local": lambda silos: trees(silos, pooled=False),
+    "trees-pooled": lambda silos: trees(silos, pooled=True),
+    **TEXT_METHODS,
 }
 """Simple methods by the name of their arm; a task says which of them are its own."""
 

@@ -27,7 +27,7 @@ from silotune.errors import WorkerError
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
 
-__all__ = ["Logits", "SiloPool", "prepare", "score", "train_alone", "train_pooled"]
+__all__ = ["Logits", "SiloPool", "prepare", "score", "train_alone", "train_pooled", "with_texts"]
 
 Logits = NDArray[np.float32]
 """On the test rows of one merchant, in their order, (E, K)."""
@@ -208,6 +208,11 @@ def _called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 def prepare(worker: Worker, folder: SiloFolder) -> Examples:
     """Make the examples of a silo, store them and their prefix activations; return them bare."""
     return worker.data(folder, "text").examples
+
+
+def with_texts(worker: Worker, folder: SiloFolder) -> Examples:
+    """Make the examples of a silo again, in the same order: what is stored has lost its texts."""
+    return worker.federation.task.build(folder)
 
 
 def train_alone(

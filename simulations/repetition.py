@@ -21,7 +21,8 @@ from silotune.models.export import export_adapter
 from silotune.models.text_model import TextModel
 from silotune.tasks.registry import task_mapping
 from simulations.baselines import METHODS
-from simulations.pool import SiloPool, score, train_alone, train_pooled
+from simulations.baselines_text import TEXT_METHODS
+from simulations.pool import SiloPool, score, train_alone, train_pooled, with_texts
 from simulations.preparation import Merchants
 from simulations.private_metrics import records_of
 from simulations.records import ROUND_METRICS
@@ -76,6 +77,9 @@ class Repetition:
         examples, methods = list(data.values()), self.scenario.task.simple_methods
         # Small products gain nothing from threads, and spin where a processor is taken.
         with self._stage("simple methods") as progress, threadpool_limits(1):
+            if not TEXT_METHODS.keys().isdisjoint(methods):
+                folders = self.merchants.folders.values()
+                examples = self._pool.each([(with_texts, (f,)) for f in folders], lambda *_: None)
             for done, arm in enumerate(methods):
                 self._record(arm, dict(zip(data, METHODS[arm](examples), strict=True)))
                 progress(done + 1, len(methods))

@@ -59,7 +59,8 @@ def _segments(
     It stays inside: nothing is released, nothing is charged.
     """
     date = moment(as_of, "--as-of")
-    from client.score import about, load_model, write_table
+    from client.score import load_model
+    from client.score_file import about, write_parquet
     from client.score_settings import score_settings
     from client.segment_profiles import markdown
     from client.segments import SegmentSettings, find_segments, segment_table
@@ -75,7 +76,7 @@ def _segments(
         torch.set_num_threads(settings.threads)
     found = find_segments(wanted, settings.task, load_model(settings), silo, as_of=date)
     path = out or folder / "scores" / "segments.parquet"
-    write_table(segment_table(found), path, about(settings, found.date))
+    write_parquet(segment_table(found), path, about(settings, found.date))
     title = f"Customer segments of {silo.info.name}, {found.date:%Y-%m-%d}"
     page = path.with_suffix(".md")
     write_text(page, markdown(found.profiles, title, least_users))

@@ -190,23 +190,24 @@ class TextModel(nn.Module):
             pool_ET: 1 for the tokens that are pooled over; None: those of ``mask_ET``.
             stored_ETH: what `FrozenPrefix.compute` gave for these tokens, to start from.
         """
-        pooled_EH = self.embed(ids_ET, mask_ET, pool_ET, stored_ETH)
+        if self.backbone is None or mask_ET is None:
+            plain_EK: Tensor = self.head(None, numeric_EF)
+            return plain_EK
+        pooled_EH = self.pooled(ids_ET, mask_ET, pool_ET, stored_ETH)
         logits_EK: Tensor = self.head(pooled_EH, numeric_EF)
         return logits_EK
 
-    def embed(
+    def pooled(
         self,
         ids_ET: Tensor | None,
-        mask_ET: Tensor | None,
+        mask_ET: Tensor,
         pool_ET: Tensor | None = None,
         stored_ETH: Tensor | None = None,
-    ) -> Tensor | None:
-        """Return the adapted encoder's vector of each text, (E, H); None without text.
+    ) -> Tensor:
+        """Return what the adapted encoder makes of texts, (E, H), float32, of unit length.
 
-        It is what the head reads beside the numeric features. Arguments: as `forward`.
+        Arguments: as `forward`.
         """
-        if self.backbone is None or mask_ET is None:
-            return None
         reuse = contextlib.nullcontext() if stored_ETH is None else self.prefix.stored(stored_ETH)
         over_ET = mask_ET if pool_ET is None else pool_ET
         with reuse, self.last_layer.only(over_ET), self.autocast():

@@ -15,6 +15,15 @@ columns are described at https://bradleyboehmke.github.io/completejourney. What 
   from the receipts of all *other* silos and stores (total minus own, in whole cents), so that no
   receipt of the silo can change it: the discounted share of list value, drawn towards the
   category's share over the weeks so far, and that towards the share of all categories.
+- **Campaigns** of coupons are promotions of mechanic 'campaign', one row for each item of the silo
+  that a coupon of it is for; their depth is not in the data. A household's campaigns (column
+  ``campaigns`` of users) are those that it was sent, in every silo where it shops: the data says
+  who was sent a campaign, not from which store. Dates are days of the US east coast, the last
+  one included.
+- **Redemptions** are lines with a coupon's discount, at the store where they happened. The
+  separate list of redemptions names a campaign but no store, and is not taken; on items of a
+  campaign that a household was sent, while it ran, the lines hold 650 of its 792 redeemed pairs of
+  household and campaign, and 488 others, whose coupon may have come from elsewhere.
 - **Nominal users** stand for what a merchant would declare: households to the nearest 25.
 - **User keys** are derived from the silo's name. The data is public, so a secret key would protect
   nothing; with fixed ones two machines draw the same visits and can compare their figures.
@@ -40,7 +49,10 @@ PSEUDO_CENTS = 5000
 """List value, in cents, that the broader share counts for when a depth is estimated."""
 NOMINAL_STEP = 25
 
-_FILES = ("transactions", "promotions", "products", "demographics")
+_FILES = (
+    *("transactions", "promotions", "products", "demographics"),
+    *("campaigns", "campaign_descriptions", "coupons"),
+)
 
 
 def week_start(week: int) -> datetime:
@@ -49,10 +61,14 @@ def week_start(week: int) -> datetime:
     >>> week_start(12)
     datetime.datetime(2017, 3, 13, 4, 0)
     """
-    monday = datetime(2016, 12, 26) + timedelta(weeks=week - 1)  # noqa: DTZ001 - UTC, no zone
-    # Daylight saving time of 2017: from 12 March to 5 November.
-    summer = (3, 12) <= (monday.month, monday.day) < (11, 5) and monday.year == 2017
-    return monday + timedelta(hours=4 if summer else 5)
+    return _utc(datetime(2016, 12, 26) + timedelta(weeks=week - 1))  # noqa: DTZ001 - no zone
+
+
+def _utc(midnight: datetime) -> datetime:
+    """Return when a day of the US east coast begins, UTC."""
+    # Daylight saving time of 2017 begins and ends at two in the morning.
+    summer = (3, 12) < (midnight.month, midnight.day) <= (11, 5) and midnight.year == 2017
+    return midnight + timedelta(hours=4 if summer else 5)
 
 
 def convert(
@@ -179,9 +195,22 @@ def _load(con: duckdb.DuckDBPyConnection) -> None:
     _code_table(con, "displays", sql.DISPLAYS)
     _code_table(con, "mailers", sql.MAILERS)
     con.execute(sql.READABLE)
+    _load_campaigns(con)
     # Sorted by silo, so that a silo's query reads its own row groups only.
     for statement in (sql.CATALOG, sql.LINES, sql.VALUE, sql.TOTAL, sql.OFFERS):
         con.execute(statement)
+
+
+def _load_campaigns(con: duckdb.DuckDBPyConnection) -> None:
+    con.execute(
+        "CREATE TABLE sent_campaigns (campaign_id BIGINT, name VARCHAR, start TIMESTAMP, "
+        "stop TIMESTAMP)"
+    )
+    rows = [
+        (number, f"{kind.lower()} campaign {number}", _utc(first), _utc(last + timedelta(days=1)))
+        for number, kind, first, last in con.execute(sql.CAMPAIGNS).fetchall()
+    ]
+    con.executemany("INSERT INTO sent_campaigns VALUES (?, ?, ?, ?)", rows)
 
 
 def _code_table(con: duckdb.DuckDBPyConnection, name: str, words: dict[str, str]) -> None:

@@ -5,6 +5,7 @@
 
 __all__ = [
     "ABBREVIATIONS",
+    "CAMPAIGNS",
     "CATALOG",
     "DISPLAYS",
     "EVENTS",
@@ -178,6 +179,10 @@ WHERE display_location <> '0' OR mailer_location <> '0'
 ORDER BY silo
 """
 
+CAMPAIGNS = """
+SELECT campaign_id, campaign_type, start_date, end_date FROM campaign_descriptions
+"""
+
 EVENTS = """
 SELECT household_id AS user_id, product_id AS item_id,
        CASE WHEN redeemed THEN 'redeem' ELSE 'purchase' END AS kind,
@@ -220,9 +225,20 @@ SELECT product_id AS item_id, start, stop AS "end",
 FROM (SELECT DISTINCT * FROM offers WHERE silo = {silo})
 JOIN weeks USING (week) JOIN catalog USING (product_id) JOIN depths USING (level2, week)
 LEFT JOIN displays d ON display = d.code LEFT JOIN mailers m ON mailer = m.code
+UNION ALL
+SELECT DISTINCT product_id, start, stop, name, 'campaign', NULL
+FROM coupons JOIN sent_campaigns USING (campaign_id)
+WHERE product_id IN (SELECT product_id FROM lines WHERE silo = {silo}
+                     UNION ALL SELECT product_id FROM offers WHERE silo = {silo})
 """
 
 USERS = """
-SELECT household_id AS user_id, * EXCLUDE (household_id) FROM demographics
-WHERE household_id IN (SELECT household_id FROM lines WHERE silo = {silo})
+SELECT h.household_id AS user_id, d.* EXCLUDE (household_id), a.campaigns
+FROM (SELECT DISTINCT household_id FROM lines WHERE silo = {silo}) h
+LEFT JOIN demographics d ON d.household_id = h.household_id
+LEFT JOIN (
+    SELECT household_id, string_agg(DISTINCT name, '; ' ORDER BY name) AS campaigns
+    FROM campaigns JOIN sent_campaigns USING (campaign_id) GROUP BY household_id
+) a ON a.household_id = h.household_id
+WHERE d.household_id IS NOT NULL OR a.household_id IS NOT NULL
 """

@@ -6,6 +6,7 @@ Shape suffixes: E examples, F numeric features, K outputs of the head.
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,7 +15,16 @@ from numpy.typing import NDArray
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.objective import Binary, Objective
 
-__all__ = ["AsksAt", "DescribesCustomers", "Examples", "Task", "Traits", "keys_of"]
+__all__ = [
+    "AsksAt",
+    "DescribesCustomers",
+    "Examples",
+    "ListsProducts",
+    "Task",
+    "Traits",
+    "keys_of",
+    "own_settings",
+]
 
 _YES_OR_NO = Binary()
 
@@ -99,13 +109,32 @@ class Task(Protocol):
 class AsksAt(Protocol):
     """A task that can be asked about a date whose future nobody knows yet."""
 
-    def build_at(self, silo: SiloFolder, date: dt.datetime) -> Examples:
+    def build_at(self, silo: SiloFolder, date: dt.datetime, *, most: int | None = None) -> Examples:
         """Return what can be asked on ``date``, all of it test rows, their labels NaN.
 
         No event at or after ``date`` is read (`silotune.tables.as_of`).
 
+        Args:
+            silo: of one merchant.
+            date: UTC, without zone.
+            most: questions per customer, at most: about what they took most often before, then
+                about what a hash draws for them. None: everything there is to ask.
+
         Raises:
-            DataError: nothing can be asked on that date.
+            NoExamplesError: nothing can be asked on that date.
+        """
+        ...
+
+
+@runtime_checkable
+class ListsProducts(Protocol):
+    """A task whose examples are products: every product of a merchant can be described."""
+
+    def products(self, silo: SiloFolder) -> Examples:
+        """Return every product of the merchant once, labels NaN; no user is read.
+
+        A product's ``group`` is its name, its row is a test row where that is held out from
+        training at every merchant. Keys: ``item_id``, ``title``, ``category``, and others.
         """
         ...
 
@@ -138,3 +167,8 @@ class DescribesCustomers(AsksAt, Protocol):
 def keys_of(rows: Sequence[Mapping[str, Any]], *columns: str) -> dict[str, list[Any]]:
     """Return `Examples.keys` from the rows that examples were made of, by their own columns."""
     return {column: [row[column] for row in rows] for column in columns}
+
+
+def own_settings(silo: SiloFolder, task: str) -> Path:
+    """Return where a merchant's own settings of a task lie, which the federation never sees."""
+    return silo.path / "tasks" / f"{task}.toml"

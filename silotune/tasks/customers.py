@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from silotune.config import config
-from silotune.errors import ConfigError, DataError, NobodyError
+from silotune.errors import ConfigError, NoExamplesError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, Traits, keys_of
@@ -107,7 +107,7 @@ class _Snapshots:
         self, silo: SiloFolder, objective: Objective, labels: list[list[float]], rows: list[Any]
     ) -> Examples:
         if not rows:
-            raise DataError(
+            raise NoExamplesError(
                 f"{silo.path}: no customer bought {self.least_visits} times before a date between "
                 f"{self.first:%Y-%m-%d} and {self.last:%Y-%m-%d}, and within {self.active_days} "
                 "days of it. Check the task's first, split and last against `silotune data check`."
@@ -123,7 +123,7 @@ class _Snapshots:
         at = replace(self, first=date - weeks, split=date, last=date + weeks, test_dates=1)
         rows = [r for r in at._rows(SiloAsOf.of(silo, date)) if r["test"]]  # noqa: SLF001  # own
         if not rows:
-            raise NobodyError(
+            raise NoExamplesError(
                 f"{silo.path}: no customer bought {self.least_visits} times before {date}, the "
                 f"last time within {self.active_days} days of it. Ask about a date that the tables "
                 "cover."
@@ -200,14 +200,15 @@ class CustomerChurn(_Snapshots):
         """Build the examples of one silo, in a fixed order; label 1 is a customer who left.
 
         Raises:
-            DataError: no customer can be asked about.
+            NoExamplesError: no customer can be asked about.
         """
         rows = self._rows(silo)
         labels = [[float(r["future_visits"] == 0)] for r in rows]
         return self._build(silo, self.objective, labels, rows)
 
-    def build_at(self, silo: SiloFolder, date: dt.datetime) -> Examples:
+    def build_at(self, silo: SiloFolder, date: dt.datetime, *, most: int | None = None) -> Examples:
         """Ask about every customer who is active on ``date``; see `silotune.tasks.base.AsksAt`."""
+        del most  # a customer is one question
         return self._build_at(silo, self.objective, date)
 
 
@@ -247,15 +248,16 @@ class CustomerSegment(_Snapshots):
         """Build the examples of one silo, in a fixed order; labels are one-hot.
 
         Raises:
-            DataError: no customer can be asked about.
+            NoExamplesError: no customer can be asked about.
         """
         rows = self._rows(silo)
         segments = [self._segment(r["future_spend"] / (self.horizon_days / 7)) for r in rows]
         one_hot = [[float(s == k) for k in range(len(_SEGMENTS))] for s in segments]
         return self._build(silo, self.objective, one_hot, rows)
 
-    def build_at(self, silo: SiloFolder, date: dt.datetime) -> Examples:
+    def build_at(self, silo: SiloFolder, date: dt.datetime, *, most: int | None = None) -> Examples:
         """Ask about every customer who is active on ``date``; see `silotune.tasks.base.AsksAt`."""
+        del most  # a customer is one question
         return self._build_at(silo, self.objective, date)
 
     def _segment(self, spend: float) -> int:

@@ -6,13 +6,18 @@ user u a statement reads u's own events before the visit, the merchant's `items`
 is asked about. Nothing is computed over users.
 """
 
-from silotune.tasks.promotion_sql import EXAMPLES, OFFERS, PAST, VISITS
+from silotune.tasks.promotion_sql import EXAMPLES, OFFERS, PAST, STATEMENTS_AT, VISITS
 
-__all__ = ["DEPTH_STATEMENTS", "RESPONSE_STATEMENTS"]
+__all__ = [
+    "DEPTH_STATEMENTS",
+    "DEPTH_STATEMENTS_AT",
+    "RESPONSE_STATEMENTS",
+    "RESPONSE_STATEMENTS_AT",
+]
 
 _KNOWN = """
 CREATE OR REPLACE TEMP TABLE known AS
-SELECT v.user_id, v.visit_id, b.category
+SELECT v.user_id, v.visit_id, b.category, count(DISTINCT b.visit_id) AS times
 FROM chosen v JOIN bought b ON b.user_id = v.user_id AND b.time < v.time
 GROUP BY v.user_id, v.visit_id, b.category
 HAVING count(DISTINCT b.visit_id) >= $least_purchases;
@@ -88,6 +93,19 @@ WITH candidate AS (
 SELECT row_number() OVER (ORDER BY user_id, time, visit_id, offer_id) AS row, * FROM candidate;
 """
 
+# For a date whose future nobody knows: every category that a customer knows.
+_KNOWN_CATEGORIES = """
+CREATE OR REPLACE TEMP TABLE slates AS
+WITH candidate AS (
+    SELECT v.user_id, v.visit_id, v.time, v.test, o.offer_id, NULL::DOUBLE AS label
+    FROM chosen v JOIN known k USING (user_id, visit_id) JOIN offers o USING (category)
+    QUALIFY row_number() OVER (
+        PARTITION BY v.user_id ORDER BY k.times DESC, hash(v.user_id, o.category, $seed), o.offer_id
+    ) <= $most
+)
+SELECT row_number() OVER (ORDER BY user_id, time, visit_id, offer_id) AS row, * FROM candidate;
+"""
+
 _HABIT = """
 CREATE OR REPLACE TEMP TABLE habit AS
 SELECT s.user_id, s.visit_id, o.category,
@@ -110,7 +128,12 @@ FROM described d JOIN habit h USING (user_id, visit_id, category)
 ORDER BY d.user_id, d.time, d.visit_id, d.category;
 """
 
-DEPTH_STATEMENTS = (_CATEGORIES, VISITS, _KNOWN, _BASKETS, PAST, _HABIT, _DESCRIBED, _BOTH)
+_SAID = (PAST, _HABIT, _DESCRIBED, _BOTH)
+DEPTH_STATEMENTS = (_CATEGORIES, VISITS, _KNOWN, _BASKETS, *_SAID)
 """Run in order on a silo's connection; the last one yields what was bought, and how deep."""
+DEPTH_STATEMENTS_AT = (_CATEGORIES, VISITS, _KNOWN, _KNOWN_CATEGORIES, *_SAID)
+"""The same on a `SiloAsOf` with visits, where no label is known."""
 RESPONSE_STATEMENTS = (OFFERS, VISITS, _KNOWN, _ASKED, PAST, EXAMPLES)
 """Run in order on a silo's connection; the last one yields offers of known categories."""
+RESPONSE_STATEMENTS_AT = STATEMENTS_AT
+"""The same on a `SiloAsOf` with visits, where no label is known."""

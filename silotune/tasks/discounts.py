@@ -9,19 +9,24 @@ given to those who would buy anyway look as if they worked: before money is spen
 """
 
 import datetime as dt
+import math
 from typing import Any, Literal
 
-import numpy as np
-
 from silotune.config import config
-from silotune.errors import ConfigError, DataError
+from silotune.errors import ConfigError
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples, keys_of
-from silotune.tasks.checks import check_counts, check_span
-from silotune.tasks.discount_sql import DEPTH_STATEMENTS, RESPONSE_STATEMENTS
+from silotune.tasks.base import Examples
+from silotune.tasks.checks import check_counts
+from silotune.tasks.discount_sql import (
+    DEPTH_STATEMENTS,
+    DEPTH_STATEMENTS_AT,
+    RESPONSE_STATEMENTS,
+    RESPONSE_STATEMENTS_AT,
+)
+from silotune.tasks.discount_visits import DiscountVisits, nobody, without_visit
 from silotune.tasks.dose_response import DoseResponse
-from silotune.tasks.objective import Bounded, Objective
-from silotune.tasks.promotion_words import NUMERIC, WARES, context_of, numeric_of, text_of
+from silotune.tasks.objective import Bounded
+from silotune.tasks.promotion_words import NUMERIC, WARES, numeric_of
 from silotune.tasks.sql_run import rows_of
 
 __all__ = ["DiscountDepth", "DiscountResponse"]
@@ -45,73 +50,7 @@ _OFFERS = (
 
 
 @config
-class _Visits:
-    """Which visits are looked at. All is public; none depends on a silo's data."""
-
-    split: dt.datetime
-    """Visits before it train, visits from it on test."""
-    first: dt.datetime
-    """Visits before it are history only."""
-    last: dt.datetime
-    """Visits from it on are ignored."""
-    category_level: int = 3
-    """Levels of the category path that make one category."""
-    train_visits: int = 4
-    """Visits per user before the split. A cap per user, never over users."""
-    test_visits: int = 4
-    """Visits per user after the split."""
-    least_purchases: int = 1
-    """Earlier visits at which a customer must have bought a category to be asked about it."""
-    usual: int = 3
-    """Usual categories named in the text."""
-    recent: int = 2
-    """Recent categories named in the text."""
-    seed: int = 0
-    """Chooses visits and categories, by hash."""
-
-    def __post_init__(self) -> None:
-        """Check ranges. Raises ConfigError."""
-        check_span(self.first, self.split, self.last)
-        check_counts(self, "category_level", "train_visits", "test_visits", "least_purchases")
-
-    def _parameters(self) -> dict[str, Any]:
-        fields = ("split", "first", "last", "train_visits", "test_visits", "least_purchases")
-        named = {field: getattr(self, field) for field in (*fields, "usual", "recent", "seed")}
-        return {"level": self.category_level} | named
-
-    def _examples(
-        self,
-        rows: list[dict[str, Any]],
-        objective: Objective,
-        numeric: list[list[float]],
-        labels: list[list[float]],
-    ) -> Examples:
-        users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
-        pairs = [(r["user_id"], r["visit_id"]) for r in rows]
-        visits = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-        return Examples(
-            # The depth is the question; these items are the whole category of `discount-depth`.
-            text=[text_of(r | {"depth": 0.0}) for r in rows],
-            context=[context_of(r) for r in rows],
-            numeric_EF=np.array(numeric, dtype=np.float32),
-            label_EK=np.array(labels, dtype=np.float32),
-            user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
-            visit_E=np.array([visits[pair] for pair in pairs], dtype=np.int64),
-            group=[r["category"] for r in rows],
-            test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
-            objective=objective,
-            keys=keys_of(rows, "user_id", "visit_id", "time", "category"),
-        )
-
-    def _nothing(self, silo: SiloFolder, what: str) -> DataError:
-        return DataError(
-            f"{silo.path}: between {self.first:%Y-%m-%d} and {self.last:%Y-%m-%d} {what}. Check "
-            "the task's first, split, last and least_purchases against `silotune data check`."
-        )
-
-
-@config
-class DiscountDepth(_Visits):
+class DiscountDepth(DiscountVisits):
     """How deep is the discount at which this customer next buys this category?"""
 
     name: Literal["discount-depth"] = "discount-depth"
@@ -161,15 +100,28 @@ class DiscountDepth(_Visits):
         """Build the examples of one silo, in a fixed order; the label is discount / list price.
 
         Raises:
-            DataError: nobody bought again what they had bought before.
+            NoExamplesError: nobody bought again what they had bought before.
         """
         rows = self._rows(silo)
         if not rows:
             raise self._nothing(silo, "nobody buys again what they bought before")
+        return self._said(rows, [[r["label"]] for r in rows])
+
+    def build_at(self, silo: SiloFolder, date: dt.datetime, *, most: int | None = None) -> Examples:
+        """Ask at which depth every customer would buy what they know, on ``date``.
+
+        See `silotune.tasks.base.AsksAt`.
+        """
+        rows = self._rows_at(silo, date, most, DEPTH_STATEMENTS_AT)
+        if not rows:
+            raise nobody(silo, date, "")
+        return without_visit(self._said(rows, [[math.nan]] * len(rows)))
+
+    def _said(self, rows: list[dict[str, Any]], labels: list[list[float]]) -> Examples:
         numeric = [_depth_numeric(r) for r in rows]
         # All items of the category are "these items".
         said = [r | {"item_visits": 0} for r in rows]
-        return self._examples(said, self.objective, numeric, [[r["label"]] for r in rows])
+        return self._examples(said, self.objective, numeric, labels)
 
     def _rows(self, silo: SiloFolder) -> list[dict[str, Any]]:
         own = {
@@ -189,7 +141,7 @@ def _depth_numeric(row: dict[str, Any]) -> list[float]:
 
 
 @config
-class DiscountResponse(_Visits):
+class DiscountResponse(DiscountVisits):
     """Will this customer, on this visit, buy from this offer, as a function of its depth?
 
     The chance never falls as the depth rises; see `DoseResponse`.
@@ -238,13 +190,28 @@ class DiscountResponse(_Visits):
         """Build the examples of one silo, in a fixed order; labels are (bought, depth).
 
         Raises:
-            DataError: no visit meets a promotion of what its customer has bought before.
+            NoExamplesError: no visit meets a promotion of what its customer has bought before.
         """
         rows = self._rows(silo)
         if not rows:
             raise self._nothing(silo, "no visit meets a promotion of what its customer knows")
-        labels = [[float(r["label"]), float(r["depth"])] for r in rows]
-        return self._examples(rows, self.objective, [numeric_of(r) for r in rows], labels)
+        return self._said(rows, [[float(r["label"]), float(r["depth"])] for r in rows])
+
+    def build_at(self, silo: SiloFolder, date: dt.datetime, *, most: int | None = None) -> Examples:
+        """Ask about the offers of what a customer knows that run on ``date``.
+
+        See `silotune.tasks.base.AsksAt`. The scores hold for every depth; ``depth`` is the
+        offer's own.
+        """
+        rows = self._rows_at(silo, date, most, RESPONSE_STATEMENTS_AT)
+        if not rows:
+            raise nobody(silo, date, "no promotion of it runs then, or ")
+        return without_visit(self._said(rows, [[math.nan, math.nan]] * len(rows)))
+
+    def _said(self, rows: list[dict[str, Any]], labels: list[list[float]]) -> Examples:
+        numeric = [numeric_of(r) for r in rows]
+        offer = ("offer_start", "offer_end", "depth")
+        return self._examples(rows, self.objective, numeric, labels, *offer)
 
     def _rows(self, silo: SiloFolder) -> list[dict[str, Any]]:
         own = {"train_offers": self.train_offers, "test_offers": self.test_offers}

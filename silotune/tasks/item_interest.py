@@ -6,12 +6,15 @@ one customer and date are ranked. The same task on clicks or views is response t
 """
 
 import datetime as dt
+import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from silotune.config import config
-from silotune.errors import ConfigError, DataError
+from silotune.errors import ConfigError, NoExamplesError
+from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, keys_of
 from silotune.tasks.checks import check_counts, check_horizon
@@ -127,16 +130,36 @@ class ItemInterest:
         """Build the examples of one silo, in a fixed order.
 
         Raises:
-            DataError: nobody can be asked about, or there is nothing to ask about.
+            NoExamplesError: nobody can be asked about, or there is nothing to ask about.
         """
         rows = self._rows(silo)
         if not rows:
-            raise DataError(
+            raise NoExamplesError(
                 f"{silo.path}: no customer was seen within {self.active_days} days before a date "
                 f"between {self.first:%Y-%m-%d} and {self.last:%Y-%m-%d}, or none of the "
                 "candidates is sold here. Check the task's first, split, last and candidates "
                 "against `silotune data check`."
             )
+        return self._examples(rows, [[r["label"]] for r in rows])
+
+    def build_at(self, silo: SiloFolder, date: dt.datetime, *, most: int | None = None) -> Examples:
+        """Ask every customer who is active on ``date`` about a slate of candidates.
+
+        Of ``slate`` candidates, as training and tests do; see `silotune.tasks.base.AsksAt`.
+        """
+        days = dt.timedelta(days=self.horizon_days)
+        slate = self.slate if most is None else min(self.slate, most)
+        at = replace(self, first=date - days, split=date, last=date + days, test_dates=1)
+        at = replace(at, slate=slate, habits=min(self.habits, slate))
+        rows = [r for r in at._rows(SiloAsOf.of(silo, date)) if r["test"]]  # noqa: SLF001  # own
+        if not rows:
+            raise NoExamplesError(
+                f"{silo.path}: no customer was seen within {self.active_days} days before {date}, "
+                "or none of the candidates is sold here. Ask about a date that the tables cover."
+            )
+        return self._examples(rows, [[math.nan]] * len(rows))
+
+    def _examples(self, rows: list[dict[str, Any]], labels: list[list[float]]) -> Examples:
         users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
         dates = {d: i for i, d in enumerate(dict.fromkeys((r["user_id"], r["date"]) for r in rows))}
         numeric = [numeric_of(r, cold_visits=self.cold_visits) for r in rows]
@@ -144,7 +167,7 @@ class ItemInterest:
             text=[text_of(r, verb=_VERBS[self.event]) for r in rows],
             context=[context_of(r) for r in rows],
             numeric_EF=np.array(numeric, dtype=np.float32),
-            label_EK=np.array([[r["label"]] for r in rows], dtype=np.float32),
+            label_EK=np.array(labels, dtype=np.float32),
             user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
             visit_E=np.array([dates[r["user_id"], r["date"]] for r in rows], dtype=np.int64),
             group=[r["thing"] for r in rows],

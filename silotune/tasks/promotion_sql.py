@@ -1,4 +1,4 @@
-"""SQL of the promotion-response task: canonical tables in, one row per (visit, offer) out.
+"""SQL of promotion response and outcome: canonical tables in, one row per (visit, offer) out.
 
 An *offer* is what a customer sees of the promotions of one category in one period: the
 promoted items, their placements, mechanics and depth. Every statement below reads, for a
@@ -8,9 +8,20 @@ removes that user's rows and changes no other row: this is what user-level diffe
 privacy of the training assumes.
 """
 
-__all__ = ["EXAMPLES", "OFFERS", "PAST", "STATEMENTS", "VISITS"]
+__all__ = [
+    "ASKED",
+    "BOUGHT",
+    "CATEGORIES",
+    "EXAMPLES",
+    "HABITS",
+    "OFFERS",
+    "PAST",
+    "STATEMENTS",
+    "STATEMENTS_AT",
+    "VISITS",
+]
 
-OFFERS = """
+CATEGORIES = """
 CREATE OR REPLACE TEMP TABLE item_category AS
 SELECT item_id, lower(coalesce(brand, '')) AS brand, title,
        array_to_string(list_slice(string_split(category, ' > '), 1, $level), ' > ') AS category,
@@ -21,15 +32,23 @@ SELECT item_id, lower(coalesce(brand, '')) AS brand, title,
            AS family
 FROM items;
 
-CREATE OR REPLACE TEMP TABLE promoted AS
-SELECT c.category, p.start, p."end", c.item_id, c.brand, c.title, p.placement, p.mechanic, p.depth
+CREATE OR REPLACE TEMP TABLE all_promoted AS
+SELECT c.category, c.family, p.start, p."end", c.item_id, c.brand, c.title,
+       p.placement, p.mechanic, p.depth
 FROM promotions p JOIN item_category c ON p.item_id = c.item_id
 UNION ALL
-SELECT c.category, p.start, p."end", c.item_id, c.brand, c.title, p.placement, p.mechanic, p.depth
+SELECT c.category, c.family, p.start, p."end", c.item_id, c.brand, c.title,
+       p.placement, p.mechanic, p.depth
 FROM promotions p
 JOIN items i ON p.item_id IS NULL
     AND (i.category = p.category OR starts_with(i.category, p.category || ' > '))
 JOIN item_category c ON c.item_id = i.item_id;
+"""
+
+_OFFERS = """
+-- A campaign is for its audience; what follows is for everyone.
+CREATE OR REPLACE TEMP TABLE promoted AS
+SELECT * FROM all_promoted WHERE mechanic IS DISTINCT FROM 'campaign';
 
 CREATE OR REPLACE TEMP TABLE offers AS
 SELECT row_number() OVER (ORDER BY category, start, "end") AS offer_id,
@@ -47,7 +66,9 @@ SELECT DISTINCT o.offer_id, p.item_id
 FROM promoted p JOIN offers o USING (category, start, "end");
 """
 
-VISITS = """
+OFFERS = CATEGORIES + _OFFERS
+
+BOUGHT = """
 CREATE OR REPLACE TEMP TABLE bought AS
 SELECT e.user_id, e.visit_id, e.time, e.item_id, c.category, c.family, c.brand, e.kind,
        -- Whole ten-thousandths and millionths. A sum of floats depends on how threads share out
@@ -58,7 +79,9 @@ SELECT e.user_id, e.visit_id, e.time, e.item_id, c.category, c.family, c.brand, 
            ELSE 0 END)::BIGINT AS depth
 FROM events e JOIN item_category c USING (item_id)
 WHERE e.kind IN ('purchase', 'redeem');
+"""
 
+_VISITS = """
 CREATE OR REPLACE TEMP TABLE visits AS
 SELECT user_id, visit_id, min(time) AS time FROM events GROUP BY user_id, visit_id;
 
@@ -71,8 +94,9 @@ SELECT user_id, visit_id, time, test FROM (
 QUALIFY row_number() OVER (
     PARTITION BY user_id, test ORDER BY hash(visit_id, $seed), visit_id
 ) <= CASE WHEN test THEN $test_visits ELSE $train_visits END;
-
 """
+
+VISITS = BOUGHT + _VISITS
 
 _SLATES = """
 CREATE OR REPLACE TEMP TABLE slates AS
@@ -81,23 +105,46 @@ WITH candidate AS (
     FROM chosen v JOIN offers o ON o.start <= v.time AND v.time < o."end"
 ),
 hit AS (
-    SELECT DISTINCT b.user_id, b.visit_id, oi.offer_id
+    SELECT b.user_id, b.visit_id, oi.offer_id,
+           max(CASE WHEN b.kind = 'redeem' THEN 3 WHEN b.depth > 0 THEN 2 ELSE 1 END) AS level
     FROM bought b JOIN offer_items oi USING (item_id)
+    GROUP BY b.user_id, b.visit_id, oi.offer_id
 ),
+-- 0: nothing of it was bought. Else the most that happened: bought, at a discount, with a coupon.
 labelled AS (
-    SELECT c.*, h.offer_id IS NOT NULL AS label
+    SELECT c.*, coalesce(h.level, 0) AS label
     FROM candidate c LEFT JOIN hit h USING (user_id, visit_id, offer_id)
 )
 SELECT row_number() OVER (ORDER BY user_id, time, visit_id, offer_id) AS row, *
 FROM (
     SELECT * FROM labelled
     QUALIFY row_number() OVER (
-        PARTITION BY user_id, visit_id, label ORDER BY hash(visit_id, offer_id, $seed), offer_id
-    ) <= CASE WHEN label THEN $positives WHEN test THEN $test_negatives ELSE $negatives END
+        PARTITION BY user_id, visit_id, label > 0
+        ORDER BY hash(visit_id, offer_id, $seed), offer_id
+    ) <= CASE WHEN label > 0 THEN $positives WHEN test THEN $test_negatives ELSE $negatives END
 );
 """
 
-PAST = """
+# For a date whose future nobody knows: everyone's offers, of what they bought most often first.
+ASKED = """
+CREATE OR REPLACE TEMP TABLE slates AS
+WITH habit AS (
+    SELECT user_id, category, count(DISTINCT visit_id) AS times FROM bought GROUP BY ALL
+),
+candidate AS (
+    SELECT v.user_id, v.visit_id, v.time, v.test, o.offer_id, 0 AS label
+    FROM chosen v JOIN offers o ON o.start <= v.time AND v.time < o."end"
+    LEFT JOIN habit h ON h.user_id = v.user_id AND h.category = o.category
+    WHERE coalesce(h.times, 0) >= $least_purchases
+    QUALIFY row_number() OVER (
+        PARTITION BY v.user_id
+        ORDER BY coalesce(h.times, 0) DESC, hash(v.user_id, o.category, $seed), o.offer_id
+    ) <= $most
+)
+SELECT row_number() OVER (ORDER BY user_id, time, visit_id, offer_id) AS row, * FROM candidate;
+"""
+
+_RELATION = """
 CREATE OR REPLACE TEMP TABLE relation AS
 SELECT s.row,
        count(DISTINCT b.visit_id) AS category_visits,
@@ -110,7 +157,9 @@ JOIN offers o USING (offer_id)
 JOIN bought b ON b.user_id = s.user_id AND b.category = o.category AND b.time < s.time
 LEFT JOIN offer_items oi ON oi.offer_id = s.offer_id AND oi.item_id = b.item_id
 GROUP BY s.row;
+"""
 
+HABITS = """
 CREATE OR REPLACE TEMP TABLE visit_past AS
 SELECT v.user_id, v.visit_id,
        count(DISTINCT b.visit_id) AS past_visits,
@@ -143,6 +192,8 @@ SELECT user_id, visit_id,
 FROM ranked GROUP BY user_id, visit_id;
 """
 
+PAST = _RELATION + HABITS
+
 EXAMPLES = """
 SELECT s.user_id, s.visit_id, s.time, s.test, s.label,
        o.start AS offer_start, o."end" AS offer_end,
@@ -164,3 +215,5 @@ ORDER BY s.row;
 
 STATEMENTS = (OFFERS, VISITS, _SLATES, PAST, EXAMPLES)
 """Run in order on a silo's connection; the last one yields the rows."""
+STATEMENTS_AT = (OFFERS, VISITS, ASKED, PAST, EXAMPLES)
+"""The same on a `SiloAsOf` with visits, where no label is known."""

@@ -6,9 +6,12 @@ from typing import Annotated, Any
 
 from silotune.config import ByKey, from_mapping
 from silotune.errors import ConfigError
+from silotune.tasks.coupon_redemption import CouponRedemption
 from silotune.tasks.customers import CustomerChurn, CustomerSegment
 from silotune.tasks.discounts import DiscountDepth, DiscountResponse
 from silotune.tasks.item_interest import ItemInterest
+from silotune.tasks.product_category import ProductCategory
+from silotune.tasks.promotion_outcome import PromotionOutcome
 from silotune.tasks.promotion_response import PromotionResponse
 
 __all__ = ["DEFAULT", "TASKS", "AnyTask", "read_task", "task_mapping"]
@@ -25,6 +28,9 @@ TASKS: Mapping[
         | DiscountDepth
         | DiscountResponse
         | ItemInterest
+        | ProductCategory
+        | CouponRedemption
+        | PromotionOutcome
     ],
 ] = {
     DEFAULT: PromotionResponse,
@@ -33,6 +39,9 @@ TASKS: Mapping[
     "discount-depth": DiscountDepth,
     "discount-response": DiscountResponse,
     "item-interest": ItemInterest,
+    "product-category": ProductCategory,
+    "coupon-redemption": CouponRedemption,
+    "promotion-outcome": PromotionOutcome,
 }
 
 AnyTask = Annotated[
@@ -41,7 +50,10 @@ AnyTask = Annotated[
     | CustomerSegment
     | DiscountDepth
     | DiscountResponse
-    | ItemInterest,
+    | ItemInterest
+    | ProductCategory
+    | CouponRedemption
+    | PromotionOutcome,
     ByKey("name", default=DEFAULT),
 ]
 """Type of a config field that holds a task; its ``name`` says which."""

@@ -6,7 +6,10 @@ from typing import Any
 
 from silotune.tables.silo_folder import SiloFolder
 
-__all__ = ["rows_of"]
+__all__ = ["ALL", "rows_of"]
+
+ALL = 2**31 - 1
+"""A cap that caps nothing."""
 
 
 def rows_of(

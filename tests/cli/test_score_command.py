@@ -11,7 +11,9 @@ from silotune.models.export import export_adapter
 from silotune.models.text_model import ModelConfig, TextModel
 from silotune.tables.synthetic import SyntheticConfig, generate
 from silotune.tasks.customers import CustomerSegment
+from silotune.tasks.product_category import ProductCategory
 from silotune.tasks.registry import task_mapping
+from tests.client.scoring import exported
 
 TASK = CustomerSegment(
     first=dt.datetime.fromisoformat("2024-02-12"),
@@ -20,6 +22,13 @@ TASK = CustomerSegment(
     horizon_days=14,
     at_risk_below=5.0,
     high_value_from=40.0,
+)
+PRODUCTS = ProductCategory(
+    first=TASK.first,
+    split=TASK.split,
+    last=TASK.last,
+    category_level=2,
+    classes=("apples", "milk", "bread", "cheese"),
 )
 
 
@@ -30,6 +39,7 @@ def place(tmp_path_factory):
     model = TextModel(ModelConfig(use_text=False), numeric_size=len(TASK.numeric_names), outputs=3)
     model.load_adapter(torch.linspace(-1, 1, model.layout.size))
     export_adapter(model, folder / "a", numeric_names=TASK.numeric_names, task=task_mapping(TASK))
+    exported(PRODUCTS, folder / "p")
     return folder
 
 
@@ -71,6 +81,13 @@ def test_quality_by_group_is_shown_and_written_beside_the_scores(place, capsys):
     # Of a date nobody knows the outcome: no groups.
     assert main([*asked[:6], "--out", str(place / "d.parquet")]) == 0
     assert not (place / "d-groups.md").exists()
+    # It can be left out, and is where rows are products.
+    assert main([*asked[:-1], str(place / "n.parquet"), "--no-groups", "--least-users", "19"]) == 0
+    assert "by group" not in capsys.readouterr().out
+    asked[2:6] = [PRODUCTS.name, str(silo), "--adapter", str(place / "p")]
+    assert main([*asked[:-1], str(place / "p.parquet")]) == 0
+    assert "by group" not in capsys.readouterr().out
+    assert not [name for name in "np" if (place / f"{name}-groups.md").exists()]
 
 
 def test_drift_since_an_earlier_date_is_shown(place, capsys):

@@ -2,11 +2,13 @@
 
 import datetime as dt
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from client.score import score_silo, write_scores
+from client.score import Asked, score_silo
+from client.score_file import write_scores
 from client.score_settings import score_settings
 from silotune.models.export import export_adapter
 from silotune.models.text_model import ModelConfig, TextModel
@@ -32,7 +34,18 @@ DATE = dt.datetime.fromisoformat("2024-04-10T08:00")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("score") / "silos"
     generate(SyntheticConfig(merchants=1, users_per_merchant=18, weeks=20, seed=5), folder)
-    return list_silos(folder)[0]
+    made = list_silos(folder)[0]
+    promotions = made.path / "promotions.parquet"
+    with duckdb.connect() as connection:
+        # Every coupon is sent to everyone once more, as a campaign.
+        connection.execute(
+            f"COPY (FROM read_parquet('{promotions}') UNION ALL SELECT * REPLACE ('mail ' || "
+            "week(start) AS placement, 'campaign' AS mechanic) "
+            f"FROM read_parquet('{promotions}') WHERE mechanic = 'coupon') "
+            f"TO '{promotions}.new' (FORMAT parquet)"
+        )
+    promotions.with_name("promotions.parquet.new").replace(promotions)
+    return made
 
 
 @pytest.fixture
@@ -62,8 +75,8 @@ def exported(task, folder, seed=0, **cfg):
 
 def score(silo, task, adapter, out=None, *, labels=False, **options):
     settings = score_settings(silo.path, task, adapter=adapter)
-    scored = score_silo(settings, silo, own_examples=labels, **options)
+    scored = score_silo(settings, silo, Asked(own_examples=labels, **options))
     if out is not None:
-        write_scores(scored, settings, out, with_labels=labels)
+        write_scores([scored], settings, out, with_labels=labels)
         return pq.read_table(out)
     return scored

@@ -45,7 +45,7 @@ def scored(score_E, seed=0):
 def test_a_moved_score_is_told_from_one_that_did_not_move(count, shift, verdict):
     generator = np.random.default_rng(1)
     before, now = generator.random(count), generator.random(count) * (1 - shift) + shift
-    *inputs, score = drift_of(scored(before, 1), scored(now, 2), ("a", "b"))
+    *inputs, score = drift_of([scored(before, 1)], [scored(now, 2)], ("a", "b"))
     assert [d.name for d in inputs] == ["a", "b"]
     assert {d.verdict for d in inputs} == {"little"}
     assert score.verdict == verdict
@@ -55,7 +55,7 @@ def test_a_moved_score_is_told_from_one_that_did_not_move(count, shift, verdict)
 def test_chance_among_few_customers_is_not_called_drift():
     generator = np.random.default_rng(2)
     pairs = [(generator.random(30), generator.random(30)) for _ in range(300)]
-    found = [drift_of(scored(a), scored(b), ())[0] for a, b in pairs]
+    found = [drift_of([scored(a)], [scored(b)], ())[0] for a, b in pairs]
     # The index alone would cry drift most of the time.
     assert np.mean([d.index > 0.25 for d in found]) > 0.5
     assert np.mean([d.verdict in ("some", "much") for d in found]) < 0.03

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from client.score import score_silo, write_scores
+from client.score import Asked, score_silo
+from client.score_file import write_scores
 from client.score_settings import score_settings
 from silotune.errors import DataError
 from silotune.tasks.discounts import DiscountResponse
@@ -29,7 +30,7 @@ from tests.client.scoring import (
 
 WEEKS = {
     name: {"horizon_days": 7} for name in ("customer-churn", "customer-segment", "item-interest")
-}
+} | {"product-category": {"classes": ("apples", "milk", "bread", "cheese")}}
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -139,7 +140,7 @@ def test_text_goes_through_the_adapted_layers_and_the_prefix_store(silo, tmp_pat
     date = CHURN.split
     settings = score_settings(silo.path, CHURN.name, adapter=tmp_path / "a")
     assert settings.model == model.cfg
-    scored = score_silo(settings, silo, as_of=date)
+    scored = score_silo(settings, silo, Asked(as_of=date))
     examples, work = CHURN.build_at(silo, date), Work()
     direct = prepare(examples, model)
     expected = CHURN.objective.scores(direct.scores(model, scored.rows))
@@ -158,11 +159,11 @@ def test_the_file_is_private_whole_and_says_what_it_is_of(silo, tmp_path):
     assert (about["task"], about["as_of"]) == (CHURN.name, DATE.isoformat())
     first = out.read_bytes()
     settings = score_settings(silo.path, CHURN.name, adapter=tmp_path / "a")
-    scored = score_silo(settings, silo, as_of=DATE)
+    scored = score_silo(settings, silo, Asked(as_of=DATE))
     keys = dict(scored.examples.keys) | {"broken": [object()] * len(scored.examples)}
     broken = replace(scored, examples=replace(scored.examples, keys=keys))
     with pytest.raises(Exception, match="object"):
-        write_scores(broken, settings, out)
+        write_scores([scored, broken], settings, out)
     assert out.read_bytes() == first
     assert [p.name for p in out.parent.iterdir()] == ["scores.parquet"]
 
@@ -191,7 +192,7 @@ def test_an_adapter_that_blows_up_gives_no_file(silo, tmp_path):
         adapter=tmp_path / "a.safetensors",
     )
     with pytest.raises(DataError, match="no numbers"):
-        score_silo(settings, silo, as_of=DATE)
+        score_silo(settings, silo, Asked(as_of=DATE))
 
 
 def test_a_response_to_a_discount_is_told_with_what_it_adds(silo, tmp_path):
@@ -199,7 +200,7 @@ def test_a_response_to_a_discount_is_told_with_what_it_adds(silo, tmp_path):
     exported(task, tmp_path / "a")
     table = score(silo, task.name, tmp_path / "a", tmp_path / "s.parquet", labels=True)
     assert table.column_names == [
-        *("user_id", "visit_id", "time", "category"),
+        *("user_id", "visit_id", "time", "category", "offer_start", "offer_end", "depth"),
         *("score", "slope", "label", "dose"),
     ]
     assert table.num_rows > 20

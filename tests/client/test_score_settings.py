@@ -10,7 +10,8 @@ import torch
 
 from client.config import ClientConfig
 from client.kept_adapters import keep_adapter, kept_adapters
-from client.score import score_silo, write_scores
+from client.score import Asked, score_silo
+from client.score_file import write_scores
 from client.score_settings import score_settings
 from silotune.errors import ConfigError, DataError, ModelError
 from silotune.invitation import Invitation
@@ -54,7 +55,7 @@ def test_the_daemon_keeps_the_newest_aggregate_of_each_run_and_it_is_used(silo, 
     with pytest.raises(ConfigError, match="run file with --run"):
         score_settings(silo.path, CHURN.name)
     settings = score_settings(silo.path, CHURN.name, run=silo.path / "run.toml")
-    scored = score_silo(settings, silo, as_of=DATE)
+    scored = score_silo(settings, silo, Asked(as_of=DATE))
     model.load_adapter(torch.full((size,), 0.2))
     with torch.no_grad():
         numeric = torch.from_numpy(CHURN.build_at(silo, DATE).numeric_EF)
@@ -126,12 +127,12 @@ def test_what_cannot_be_scored_is_refused_with_the_remedy(silo, tmp_path):
         score_settings(silo.path, "customer-segment", adapter=adapter)
     settings = score_settings(silo.path, CHURN.name, adapter=adapter)
     with pytest.raises(DataError, match="Ask about a date that the tables"):
-        score_silo(settings, silo, as_of=dt.datetime.fromisoformat("2031-01-01"))
-    scored = score_silo(settings, silo, as_of=DATE)
+        score_silo(settings, silo, Asked(as_of=dt.datetime.fromisoformat("2031-01-01")))
+    scored = score_silo(settings, silo, Asked(as_of=DATE))
     with pytest.raises(ConfigError, match="--with-labels"):
-        write_scores(scored, settings, tmp_path / "s.parquet", with_labels=True)
+        write_scores([scored], settings, tmp_path / "s.parquet", with_labels=True)
     with pytest.raises(ConfigError, match="cannot be written"):
-        write_scores(scored, settings, silo.path / "silo.toml" / "s.parquet")
+        write_scores([scored], settings, silo.path / "silo.toml" / "s.parquet")
     about = json.loads((adapter / "silotune.json").read_text())
     changed = about | {"numeric": ["height"]}
     (adapter / "silotune.json").write_text(json.dumps(changed))

@@ -200,7 +200,7 @@ def test_the_space_is_made_of_public_things_and_holds_nobody(silo, tmp_path):
 def test_embeddings_are_what_the_head_reads(small):
     model = small.tiny("Bert")
     rows = np.arange(len(small.data.examples))
-    pooled = small.data.embeddings(model, rows)
+    pooled = small.data.vectors(model)
     assert pooled.shape == (len(rows), 16)
     head = model.head.folded()
     both = np.concatenate([pooled, small.data.examples.numeric_EF], axis=1)
@@ -208,7 +208,7 @@ def test_embeddings_are_what_the_head_reads(small):
     np.testing.assert_allclose(small.data.scores(model, rows), expected, atol=1e-4)
     # Adapted: another adapter, other vectors.
     model.load_adapter(2 * model.adapter())
-    assert not np.allclose(small.data.embeddings(model, rows), pooled, atol=1e-3)
+    assert not np.allclose(small.data.vectors(model), pooled, atol=1e-3)
 
 
 def test_a_task_that_is_not_about_customers_is_refused(silo, tmp_path):

@@ -11,7 +11,8 @@ METHODS = {
     "popularity": lambda silos: [popularity(e) for e in silos],
     "logistic per merchant": lambda silos: logistic(silos, pooled=False),
     "logistic pooled": lambda silos: logistic(silos, pooled=True),
-    "trees": lambda silos: [trees(e) for e in silos],
+    "trees": lambda silos: trees(silos, pooled=False),
+    "pooled trees": lambda silos: trees(silos, pooled=True),
 }
 
 

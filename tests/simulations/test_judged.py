@@ -204,7 +204,7 @@ def test_a_run_of_classes_is_judged_by_macro_auc_everywhere(segment_run, page_of
 
 
 def test_the_run_exports_adapters_that_say_their_task(segment_run):
-    from client.score import score_silo
+    from client.score import Asked, score_silo
     from client.score_settings import score_settings
     from silotune.tables.silo_folder import list_silos
 
@@ -212,6 +212,6 @@ def test_the_run_exports_adapters_that_say_their_task(segment_run):
     silo = list_silos(Path(run.info.scenario["data"]["path"]))[0]
     adapter = run.path / "adapters" / "federated-seed0"
     settings = score_settings(silo.path, "customer-segment", adapter=adapter)
-    scored = score_silo(settings, silo, as_of=dt.datetime.fromisoformat("2024-04-15"))
+    scored = score_silo(settings, silo, Asked(as_of=dt.datetime.fromisoformat("2024-04-15")))
     assert scored.score_EK.sum(1) == pytest.approx(1.0)
     assert scored.score_EK.std() > 0

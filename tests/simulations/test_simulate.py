@@ -120,6 +120,8 @@ def test_every_arm_is_scored_at_every_merchant_and_the_small_one_is_named(run):
         "popularity",
         "logistic-local",
         "logistic-pooled",
+        "trees-local",
+        "trees-pooled",
         "local-only",
         "pooled",
         "federated",

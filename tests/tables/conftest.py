@@ -10,6 +10,7 @@ from silotune.errors import DataError
 from silotune.tables.checks import check
 from silotune.tables.importer import import_tables
 from silotune.tables.staging import sql_path
+from tests.tables.journey import journey, store  # noqa: F401  # fixtures
 
 SHOP = {
     "events": """

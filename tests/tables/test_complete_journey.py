@@ -1,7 +1,6 @@
 import re
 import stat
 
-import duckdb
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,33 +10,23 @@ from silotune.tables import complete_journey_sql as sql
 from silotune.tables.complete_journey import convert, week_start
 from silotune.tables.keyed_hash import hash_id
 from silotune.tables.silo_folder import SiloFolder, list_silos
-from silotune.tables.staging import sql_path
-
-DATA = complete_journey._data_folder()
-SOURCE = f"read_parquet({sql_path(DATA / 'transactions.parquet')})"
+from tests.tables.journey import DATA, SOURCE, ask, source_of
 
 
-def ask(query):
-    with duckdb.connect() as con:
-        return con.execute(query).fetchall()
+@pytest.fixture
+def folder(journey):
+    return journey
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("journey") / "silos"
-    convert(out, merchants=2)
-    return out
-
-
-@pytest.fixture(scope="module", params=["store-381", "store-367"])
-def silo(folder, request):
-    return SiloFolder.open(folder / request.param)
+@pytest.fixture
+def silo(store):
+    return store
 
 
 def small_data(folder, change="x"):
     """Six stores of the real data, a tenth of the promotions; ``change`` rewrites the receipts."""
     folder.mkdir()
-    for name in ("products", "demographics"):
+    for name in ("products", "demographics", "campaigns", "campaign_descriptions", "coupons"):
         (folder / f"{name}.parquet").symlink_to(DATA / f"{name}.parquet")
     stores = "store_id IN (381, 367, 343, 372, 446, 375)"
     ask(
@@ -62,11 +51,6 @@ def small(tmp_path, monkeypatch):
         return tmp_path / f"{name}-silos"
 
     return use
-
-
-def source_of(silo, what):
-    store = silo.info.name.removeprefix("store-")
-    return ask(f"SELECT {what} FROM {SOURCE} WHERE store_id = {store} AND quantity > 0")
 
 
 def test_households_baskets_lines_and_money_match_the_source(silo):
@@ -148,11 +132,13 @@ def test_items_are_those_sold_or_promoted_with_readable_texts(silo):
 def test_promotions_carry_words_weeks_and_a_depth(silo):
     with silo.connect() as con:
         rows = con.execute(
-            'SELECT DISTINCT placement, mechanic, start, "end" FROM promotions'
+            'SELECT DISTINCT placement, mechanic, start, "end" FROM promotions '
+            "WHERE mechanic <> 'campaign'"
         ).fetchall()
         [(low, high, empty, odd)] = con.execute(
             "SELECT min(depth), max(depth), count(*) - count(depth), "
-            "count(*) FILTER (round(depth, 2) <> depth) FROM promotions"
+            "count(*) FILTER (round(depth, 2) <> depth) FROM promotions "
+            "WHERE mechanic <> 'campaign'"
         ).fetchall()
     assert 0 <= low < high <= 1
     assert (empty, odd) == (0, 0)
@@ -221,7 +207,8 @@ def test_depth_is_the_smoothed_share_of_the_other_stores(small):
     with SiloFolder.open(out / "store-381").connect() as con:
         depths = con.execute(
             "SELECT DISTINCT depth FROM promotions JOIN items USING (item_id) "
-            "WHERE items.category LIKE 'grocery > soft drinks%' AND start = ?",
+            "WHERE items.category LIKE 'grocery > soft drinks%' AND start = ? "
+            "AND mechanic <> 'campaign'",
             [week_start(20)],
         ).fetchall()
     assert depths == [(pytest.approx((off + 50 * share) / (listed + 50), abs=0.0051),)]

@@ -75,14 +75,21 @@ def table(name, rows):
 
 @pytest.fixture(scope="session")
 def silo_of(tmp_path_factory):
-    """Return the silo that holds the rows; the key, and so every id, is always the same."""
+    """Return the silo that holds the rows; the key, and so every id, is always the same.
 
-    def write(events, promotions, items=ITEMS):
+    ``campaigns`` is the table of users: what each of them was sent.
+    """
+
+    def write(events, promotions, items=ITEMS, campaigns=None):
         out = tmp_path_factory.mktemp("silo") / "shop"
         with duckdb.connect() as con:
             for name, rows in (("events", events), ("items", items), ("promotions", promotions)):
                 con.register(name, rows if isinstance(rows, pa.Table) else table(name, rows))
             sources = {name: f"SELECT * FROM {name}" for name in COLUMNS}
+            if campaigns is not None:
+                people = pa.table({"user_id": [*campaigns], "campaigns": [*campaigns.values()]})
+                con.register("people", people)
+                sources["users"] = "SELECT * FROM people"
             write_silo(con, sources, out, name="shop", nominal_users=10, key=KEY)
         return SiloFolder.open(out)
 
