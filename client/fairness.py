@@ -104,7 +104,7 @@ def quality_by_group(
     """Return the quality of test examples by every attribute.
 
     Args:
-        parts: of the scored customers, one at least; however they are divided, the result is one.
+        parts: of the scored customers, one at least, each customer in one of them.
         groups: from `user_groups`; who is not in one is "not stated".
         least_users: customers of a group that is shown, at least.
         draws: of the bootstrap, and of random divisions.

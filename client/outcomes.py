@@ -28,7 +28,7 @@ class Outcomes:
     user_E: _Ints
     """Index into them."""
     visit_E: _Ints
-    """Index of the visit among these rows, from 0."""
+    """Index of the visit: rows of one customer that have it are ranked against each other."""
     label_EK: NDArray[np.float32]
     logit_EK: NDArray[np.float32]
 
@@ -55,7 +55,7 @@ class Outcomes:
             objective=examples.objective,
             names_U=names_U,
             user_E=user_E,
-            visit_E=np.unique(examples.visit_E[rows], return_inverse=True)[1],
+            visit_E=examples.visit_E[rows],
             label_EK=examples.label_EK[rows],
             logit_EK=scored.logit_EK,
         )
@@ -65,19 +65,20 @@ class OutcomeRows:
     """Rows of all parts sorted by customer, and the metric of any draw of customers."""
 
     def __init__(self, parts: Sequence[Outcomes]) -> None:
-        """Join ``parts``, one at least; how customers are divided among them changes nothing."""
+        """Join ``parts``, one at least. A customer is in one of them; in which changes nothing."""
         self.objective = parts[0].objective
         names = np.concatenate([p.names_U for p in parts])
         self.names_U, place = np.unique(names, return_inverse=True)
-        user_E = place[_joined([p.user_E for p in parts], [len(p.names_U) for p in parts])]
+        starts = np.cumsum([0, *(len(p.names_U) for p in parts)])
+        user_E = place[np.concatenate([p.user_E + n for p, n in zip(parts, starts, strict=False)])]
         self._order_E = np.argsort(user_E, kind="stable")
         self._size_U = np.bincount(user_E, minlength=len(self.names_U))
         self._start_U = np.cumsum(self._size_U) - self._size_U
         self._label_EK = np.concatenate([p.label_EK for p in parts])
         self._logit_EK = np.concatenate([p.logit_EK for p in parts])
-        visits = [int(p.visit_E.max()) + 1 for p in parts]
-        self._visit_E = _joined([p.visit_E for p in parts], visits)
-        self._visits = sum(visits)
+        # Parts count from 0 each, and customers are told apart by `value`.
+        self._visit_E = np.concatenate([p.visit_E for p in parts])
+        self._visits = int(self._visit_E.max()) + 1
 
     def value(self, users: _Ints) -> float:
         """Return the main metric of the rows of ``users``, who may be in it several times."""
@@ -89,9 +90,3 @@ class OutcomeRows:
         visit_E = copy_E * self._visits + self._visit_E[rows]
         found = self.objective.quality(self._label_EK[rows], self._logit_EK[rows], visit_E)
         return found[self.objective.main]
-
-
-def _joined(parts: Sequence[_Ints], sizes: Sequence[int]) -> _Ints:
-    """Return indices into parts as indices into all of them, one after another."""
-    starts = np.cumsum([0, *sizes[:-1]])
-    return np.concatenate([part + start for part, start in zip(parts, starts, strict=True)])
