@@ -14,7 +14,7 @@ from silotune.models.stored import about_of, adapter_file
 from silotune.models.text_model import ModelConfig
 from silotune.tasks.registry import TASKS, AnyTask, read_task, task_mapping
 
-__all__ = ["LOCAL", "ScoreSettings", "score_settings"]
+__all__ = ["LOCAL", "ScoreSettings", "kept_settings", "score_settings"]
 
 LOCAL = "local"
 """Folder of the silo with the merchant's local adapters, one folder for a task."""
@@ -81,6 +81,25 @@ def score_settings(
             f"{', '.join(configured.numeric_names)}. It was made by another version of silotune."
         )
     return ScoreSettings(task=configured, model=model, adapter=path, about=about, threads=threads)
+
+
+def kept_settings(silo: Path, task: str, *, job: str | None = None) -> ScoreSettings:
+    """Return `score_settings` with the newest adapter that an aggregator sent, never another.
+
+    A local adapter, or one from an unknown place, may have been trained on these customers without
+    noise: what is computed with it must not leave.
+
+    Args:
+        silo: its folder.
+        task: name.
+        job: of which run; None: any.
+
+    Raises:
+        ConfigError, ModelError: as `score_settings`.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"no task is called '{task}'; known tasks: {', '.join(TASKS)}.")
+    return score_settings(silo, task, adapter=_held(silo, task, job, local=False))
 
 
 def _held(silo: Path, task: str, job: str | None, *, local: bool) -> Path:
