@@ -65,6 +65,7 @@ class PreparedExamples:
     """How many tokens, from the first, are pooled over."""
     stored_NH: Tensor | None
     choice: Choice | None = None
+    """Why there are activations or none; None where there was nothing to choose."""
 
     @property
     def nbytes(self) -> int:
@@ -72,8 +73,6 @@ class PreparedExamples:
         tensors = [t for t in (self.ids_N, self.stored_NH) if t is not None]
         arrays = (self.start_E, self.length_E, self.pooled_E, self.examples.numeric_EF)
         return sum(t.nbytes for t in tensors) + sum(a.nbytes for a in arrays)
-
-    """Why there are activations or none; None where there was nothing to choose."""
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> Batch:
         """Gather ``rows`` into one padded batch on ``device``."""

@@ -25,7 +25,7 @@ from silotune.tables.as_of import SiloOfUsers
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import AsksAt, Examples, ListsProducts, Task
 
-__all__ = ["Asked", "Scored", "load_model", "score_examples", "score_parts", "score_silo"]
+__all__ = ["Asked", "Scored", "end_of", "load_model", "score_parts", "score_silo"]
 
 Progress = Callable[[int, int], None]
 
@@ -43,6 +43,8 @@ class Scored:
     examples: Examples
     rows: NDArray[np.int64]
     """Of the examples, those that were scored."""
+    logit_EK: NDArray[np.float32]
+    """What the head gives."""
     score_EK: NDArray[np.float64]
     """Chances, or predicted values; see `silotune.tasks.objective.Objective.scores`."""
     date: dt.datetime | None
@@ -177,14 +179,14 @@ def load_model(settings: ScoreSettings) -> TextModel:
     return model
 
 
-def score_examples(
+def _logits(
     model: TextModel,
     silo: SiloFolder,
     examples: Examples,
     rows: NDArray[np.int64],
     progress: Progress | None = None,
-) -> NDArray[np.float64]:
-    """Return what a user of ``model`` reads for ``rows``, (len(rows), K).
+) -> NDArray[np.float32]:
+    """Return what ``model`` gives for ``rows``, (len(rows), K).
 
     Texts that training has run through the frozen layers are taken from the silo's prefix store.
     """
@@ -195,11 +197,7 @@ def score_examples(
         parts.append(prepared.scores(model, part))
         if progress:
             progress(start + len(part), len(rows))
-    found = examples.objective.scores(np.concatenate(parts))
-    if not np.isfinite(found).all():
-        # An adapter is checked to be finite; what it makes of a text need not be.
-        raise DataError(f"{silo.path}: the adapter gives scores that are no numbers. Use another.")
-    return found
+    return np.concatenate(parts)
 
 
 def _scored(
@@ -223,13 +221,17 @@ def _scored(
             f"task '{task.name}' does not name its examples (Examples.keys); nobody could tell "
             "what a score is of."
         )
-    score_EK = score_examples(model, silo, examples, rows, progress)
-    return Scored(examples=examples, rows=rows, score_EK=score_EK, date=date)
+    logit_EK = _logits(model, silo, examples, rows, progress)
+    score_EK = examples.objective.scores(logit_EK)
+    if not np.isfinite(score_EK).all():
+        # An adapter is checked to be finite; what it makes of a text need not be.
+        raise DataError(f"{silo.path}: the adapter gives scores that are no numbers. Use another.")
+    return Scored(examples=examples, rows=rows, logit_EK=logit_EK, score_EK=score_EK, date=date)
 
 
 def _date(task: Task, silo: SiloFolder, asked: Asked) -> dt.datetime | None:
     """Return as of when ``task`` is asked; None: about its own examples."""
-    end, told = _end(silo), {"--customers": asked.customers, "--per-customer": asked.most}
+    end, told = end_of(silo), {"--customers": asked.customers, "--per-customer": asked.most}
     if isinstance(task, ListsProducts):
         _refuse(told, f"task '{task.name}' asks about products, of no customer. Leave it out.")
     if isinstance(task, AsksAt) and not asked.own_examples:
@@ -261,7 +263,8 @@ def _customers(
     return sorted(seen if chosen is None else seen.intersection(chosen))
 
 
-def _end(silo: SiloFolder) -> dt.datetime:
+def end_of(silo: SiloFolder) -> dt.datetime:
+    """Return the first moment after the newest event, UTC. Raises DataError: there is none."""
     with silo.connect() as connection:
         (last,) = connection.execute("SELECT max(time) FROM events").fetchall()[0]
     if last is None:

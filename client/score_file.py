@@ -4,22 +4,21 @@ import contextlib
 import datetime as dt
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from client.score import Scored
 from client.score_settings import ScoreSettings
-from client.whole_file import become, claimed
+from client.whole_file import told, whole, write_file
 from silotune import __version__
 from silotune.errors import ConfigError
 
-__all__ = ["Written", "write_parquet", "write_scores"]
+__all__ = ["Written", "about", "write_parquet", "write_scores"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,16 +48,16 @@ def write_scores(
         ConfigError: labels are asked for that nobody knows yet, or ``out`` cannot be written.
         DataError: from the parts, as everything that scoring them raises.
     """
-    with _claimed(out) as file:
+    with whole(out) as file:
         rows, date = 0, None
         writer: pq.ParquetWriter | None = None
         try:
             for scored in parts:
                 table = _table(scored, with_labels=with_labels)
-                with _told(out):
+                with told(out):
                     if writer is None:
-                        about = {"silotune": json.dumps(_about(scored, settings))}
-                        schema = table.schema.with_metadata(about)
+                        said = {"silotune": json.dumps(about(settings, scored.date))}
+                        schema = table.schema.with_metadata(said)
                         writer = pq.ParquetWriter(file, schema, compression="zstd")
                     writer.write_table(table.cast(writer.schema))
                 rows, date = rows + table.num_rows, scored.date
@@ -68,46 +67,21 @@ def write_scores(
                 with contextlib.suppress(Exception):
                     writer.close()
             raise
-        with _told(out):
-            if writer is not None:
+        if writer is not None:
+            with told(out):
                 writer.close()
-            file.flush()
-            os.fsync(file.fileno())
-            become(file, out)
     return Written(rows=rows, date=date)
 
 
-def write_parquet(table: pa.Table, out: Path) -> None:
-    """Write ``table`` to ``out``, whole or not at all, mode 0600.
+def write_parquet(table: pa.Table, out: Path, said: Mapping[str, Any] | None = None) -> None:
+    """Write ``table`` to ``out``, whole or not at all, mode 0600; ``said`` into its metadata.
 
     Raises:
         ConfigError: ``out`` cannot be written.
     """
-    with _claimed(out) as file, _told(out):
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-        become(file, out)
-
-
-@contextlib.contextmanager
-def _claimed(out: Path) -> Iterator[BinaryIO]:
-    with contextlib.ExitStack() as stack:
-        # At the start: hours of scoring should not end before a folder that cannot be written.
-        with _told(out):
-            out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file = stack.enter_context(claimed(out, 10.0))
-        if file is None:
-            raise ConfigError(f"{out}: another process is writing it. Wait for it.")
-        yield file
-
-
-@contextlib.contextmanager
-def _told(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror or error}).") from error
+    if said is not None:
+        table = table.replace_schema_metadata({"silotune": json.dumps(said)})
+    write_file(out, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
 def _table(scored: Scored, *, with_labels: bool) -> pa.Table:
@@ -129,14 +103,15 @@ def _table(scored: Scored, *, with_labels: bool) -> pa.Table:
     return pa.table(columns)
 
 
-def _about(scored: Scored, settings: ScoreSettings) -> dict[str, Any]:
+def about(settings: ScoreSettings, date: dt.datetime | None) -> dict[str, Any]:
+    """Return what a file of results says of itself: version, task, date, adapter."""
     path = settings.adapter
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     digest = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files))
     return {
         "version": __version__,
         "task": settings.task.name,
-        "as_of": scored.date.isoformat() if scored.date else None,
+        "as_of": date.isoformat() if date else None,
         "adapter": str(path),
         "adapter_sha256": digest.hexdigest(),
     }

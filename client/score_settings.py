@@ -16,7 +16,7 @@ from silotune.tasks.names import names_in
 from silotune.tasks.registry import TASKS, AnyTask, read_task, task_mapping
 from silotune.tasks.several import SeveralTasks, read_tasks
 
-__all__ = ["LOCAL", "ScoreSettings", "score_settings"]
+__all__ = ["LOCAL", "ScoreSettings", "kept_settings", "score_settings"]
 
 LOCAL = "local"
 """Folder of the silo with the merchant's local adapters, one folder for a task."""
@@ -90,6 +90,25 @@ def score_settings(
     return ScoreSettings(
         task=configured, model=model, adapter=path, about=about, threads=threads, shared=shared
     )
+
+
+def kept_settings(silo: Path, task: str, *, job: str | None = None) -> ScoreSettings:
+    """Return `score_settings` with the newest adapter that an aggregator sent, never another.
+
+    A local adapter, or one from an unknown place, may have been trained on these customers without
+    noise: what is computed with it must not leave.
+
+    Args:
+        silo: its folder.
+        task: name.
+        job: of which run; None: any.
+
+    Raises:
+        ConfigError, ModelError: as `score_settings`.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"no task is called '{task}'; known tasks: {', '.join(TASKS)}.")
+    return score_settings(silo, task, adapter=_held(silo, task, job, local=False))
 
 
 def _held(silo: Path, task: str, job: str | None, *, local: bool) -> Path:

@@ -63,6 +63,8 @@ seeded_noise = false
 # Noised sums about quality that may leave, and the most each release may cost of epsilon:
 # [metrics]
 # scores = 0.5
+# Noised centroids of customers leave when you give the command `silotune client centroids`:
+# centroids = 0.5
 """
 
 

@@ -6,13 +6,15 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from silotune.errors import ConfigError
 
 __all__ = [
     "become",
@@ -21,6 +23,10 @@ __all__ = [
     "open_private",
     "remove_abandoned",
     "save_arrays",
+    "told",
+    "whole",
+    "write_file",
+    "write_text",
 ]
 
 _POLL = 0.05
@@ -63,6 +69,54 @@ def become(file: BinaryIO, path: Path) -> None:
     """Give a claimed file its name; whatever had the name before is replaced."""
     file.flush()
     _part(path).replace(path)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that is ``path`` once the block ends: whole, durable, mode 0600.
+
+    Until then, and after an error or Ctrl-C, what had the name before has it still. Its folder is
+    made. An error of the block is the block's own: one of writing is told by `told`.
+
+    Raises:
+        ConfigError: it cannot be written, or another process is about to.
+    """
+    with contextlib.ExitStack() as stack:
+        # At the start: hours of work should not end before a folder that cannot be written.
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = stack.enter_context(claimed(path, 10.0))
+        if file is None:
+            raise ConfigError(f"{path}: another process is writing it. Wait for it.")
+        yield file
+        with told(path):
+            file.flush()
+            os.fsync(file.fileno())
+            become(file, path)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one that names ``path``. Raises ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}).") from error
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let ``write`` fill ``path`` as `whole` does. Raises ConfigError."""
+    with whole(path) as file, told(path):
+        write(file)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as `write_file` does. Raises ConfigError."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    write_file(path, write)
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -22,7 +22,7 @@ from silotune.errors import EgressError, MessageError
 
 __all__ = ["Declaration", "Gate", "Outgoing"]
 
-_NAMES = frozenset({"update", "metrics"})
+_NAMES = frozenset({"update", "metrics", "centroids"})
 _MECHANISMS = frozenset({"gaussian", "discrete-gaussian"})
 
 
@@ -31,9 +31,9 @@ class Declaration:
     """What a release is said to be, before it is made. All of it is public."""
 
     name: str
-    """'update' or 'metrics'."""
+    """'update', 'metrics' or 'centroids'."""
     size: int
-    """Numbers in it: of the adapter's layout, or of the metrics' plan. Never of the data."""
+    """Numbers in it: of the adapter's layout, or of a plan. Never of the data."""
     mechanism: str
     """'gaussian', 'discrete-gaussian', or 'none' for a simulation without privacy."""
     norm_max: float

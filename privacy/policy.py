@@ -15,7 +15,7 @@ __all__ = ["ANY_RUN", "Ask", "Policy"]
 ANY_RUN = "any"
 """In `Policy.runs`: whatever run is inside the other limits."""
 
-_METRICS = ("scores", "errors")
+_METRICS = ("scores", "errors", "centroids")
 
 
 @config
@@ -49,8 +49,9 @@ class Policy:
     """Seconds. Above 0, a reply leaves at a multiple of it after the request came, so that its
     time tells no more than which multiple."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What may leave of `privacy.metrics`, and the most ε that one release with it may cost:
-    'scores' (AUC, accuracy, log loss, calibration), 'errors' (mean absolute error)."""
+    """What may leave of noised sums, and the most ε that one release with it may cost: 'scores'
+    (AUC, accuracy, log loss, calibration), 'errors' (mean absolute error), both on an aggregator's
+    request; 'centroids' (of customers), on the merchant's own command only."""
     plain_training: bool = False
     """Allow training without privacy. Only for simulations on data that is not personal."""
     seeded_noise: bool = False

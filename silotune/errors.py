@@ -30,7 +30,10 @@ class DataError(SilotuneError):
 
 
 class NoExamplesError(DataError):
-    """Tables, or the customers asked for, that a task has no example of."""
+    """Tables, or the customers asked for, that a task has no example of.
+
+    Whether there are any is private: what is released must not depend on it.
+    """
 
 
 class ModelError(SilotuneError):

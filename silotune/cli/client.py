@@ -9,8 +9,7 @@ import typer
 
 from silotune.cli.dashboard import dashboard_line, show_dashboard
 from silotune.cli.doctor import add_client
-from silotune.cli.score import add_score
-from silotune.cli.similar import add_similar
+from silotune.cli.use import add_use
 
 if TYPE_CHECKING:
     from privacy.ledger_report import LedgerRow
@@ -33,8 +32,8 @@ _ledger = typer.Typer(no_args_is_help=True)
 def register(root: typer.Typer) -> None:
     """Add the group to ``root``."""
     _group.add_typer(_ledger, name="ledger", help="What was spent, and what left.")
-    for add in (add_client, add_score, add_similar):
-        add(_group)
+    add_client(_group)
+    add_use(_group)
     root.add_typer(_group, name="client", help="A merchant's own side: take part, and its ledger.")
 
 

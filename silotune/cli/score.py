@@ -12,10 +12,13 @@ from silotune.cli.terminal import progress_bar
 from silotune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from client.fairness import AttributeQuality, GroupQuality
+    from client.outcomes import Outcomes
     from client.score import Scored
     from client.score_settings import ScoreSettings
+    from silotune.tables.silo_folder import SiloFolder
 
-__all__ = ["add_score"]
+__all__ = ["add_score", "moment"]
 
 
 def add_score(group: typer.Typer) -> None:
@@ -72,8 +75,21 @@ def _score(
     ] = None,
     with_labels: Annotated[
         bool,
-        typer.Option(help="Score the task's test examples instead, what happened beside them."),
+        typer.Option(
+            help="Score the task's test examples instead, what happened beside them; and show "
+            "quality by group of customers, where the silo's `users` knows any."
+        ),
     ] = False,
+    groups: Annotated[
+        bool,
+        typer.Option(
+            help="Show quality by group with --with-labels; it takes time where there are many "
+            "rows. Of tasks about products there is none."
+        ),
+    ] = True,
+    least_users: Annotated[
+        int, typer.Option(help="Customers of a group that is shown, at least; 20 or more.")
+    ] = 20,
     out: Annotated[
         Path | None,
         typer.Option(help="Parquet file. Default: DIR/scores/TASK.parquet.", show_default=False),
@@ -91,13 +107,14 @@ def _score(
     It stays inside: nothing is released, nothing is charged. Customers are the silo folder's
     keyed hashes.
     """
-    date, earlier = _moment(as_of, "--as-of"), _moment(drift_from, "--drift-from")
+    date, earlier = moment(as_of, "--as-of"), moment(drift_from, "--drift-from")
     if with_labels and (date or earlier) is not None:
         raise ConfigError(
             "--with-labels scores examples whose outcome is known: leave out --as-of and "
             "--drift-from."
         )
     from client.customers_file import read_customers
+    from client.outcomes import Outcomes
     from client.score import Asked, load_model, score_parts
     from client.score_file import write_scores
     from client.score_settings import score_settings
@@ -115,9 +132,11 @@ def _score(
         import torch
 
         torch.set_num_threads(settings.threads)
+    attributes = _attributes(settings, silo, least_users) if with_labels and groups else {}
     model = load_model(settings)
     path = out or folder / "scores" / f"{task}.parquet"
     now: list[Scored] = []
+    outcomes: list[Outcomes] = []
 
     def parts() -> Iterator["Scored"]:
         for part in score_parts(settings, silo, asked, model=model, progress=progress):
@@ -125,12 +144,18 @@ def _score(
                 raise ConfigError(f"--drift-from is {earlier}; it must be before {part.date}.")
             if earlier is not None:
                 now.append(part.without_words())
+            if attributes:
+                outcomes.append(Outcomes.of(part))
             yield part
 
     with progress_bar("Customers", quiet=quiet) as progress:
         written = write_scores(parts(), settings, path, with_labels=with_labels)
     when = f"as of {written.date:%Y-%m-%d %H:%M}" if written.date else "test examples"
     typer.echo(f"{path}: {written.rows:,} rows, {when}, adapter {settings.adapter}.")
+    if attributes:
+        title = f"Quality of {task} by group of customers, {silo.info.name}"
+        page = path.with_name(f"{path.stem}-groups.md")
+        _by_group(outcomes, attributes, title, page, least_users)
     if earlier is not None:
         with progress_bar("Customers then", quiet=quiet) as progress:
             then = score_parts(
@@ -138,6 +163,64 @@ def _score(
             )
             before = [part.without_words() for part in then]
         _show_drift(before, now, settings)
+
+
+def _attributes(
+    settings: "ScoreSettings", silo: "SiloFolder", least_users: int
+) -> dict[str, dict[str, str]]:
+    """Return what is known of customers; nothing where the task is about products."""
+    from client.fairness import user_groups
+    from client.segment_profiles import check_least_users
+    from silotune.tasks.base import ListsProducts
+
+    # At the start: hours of scoring should not end in a refusal.
+    check_least_users(least_users)
+    return {} if isinstance(settings.task, ListsProducts) else user_groups(silo)
+
+
+def _by_group(
+    outcomes: "list[Outcomes]",
+    attributes: dict[str, dict[str, str]],
+    title: str,
+    page: Path,
+    least_users: int,
+) -> None:
+    from client.fairness import groups_markdown, quality_by_group
+    from client.whole_file import write_text
+
+    found = quality_by_group(outcomes, attributes, least_users=least_users)
+    write_text(page, groups_markdown(found, title, least_users))
+    _show_groups(found, least_users)
+    typer.echo(f"Quality by group: {page}.")
+
+
+def _show_groups(found: "list[AttributeQuality]", least_users: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", title_justify="left")
+    table.title = f"Quality ({found[0].metric}) by group of customers. It stays here."
+    for name in ("attribute", "group", "customers", "quality", "95%"):
+        table.add_column(name, justify="right" if name in ("customers", "quality") else "left")
+    for one in found:
+        for g in one.groups:
+            # `Text`: a merchant's own words may hold brackets.
+            table.add_row(
+                Text(one.attribute), Text(g.name), f"{g.users:,}", f"{g.value:.3f}", _range(g)
+            )
+        words = f"no two groups of {least_users} customers"
+        if one.groups:
+            words = f"gap, by chance up to {one.chance:.3f}: {one.verdict}"
+        gap = f"{one.gap:.3f}" if one.groups else ""
+        table.add_row(
+            Text(one.attribute), words, "", gap, _range(one) if one.groups else "", style="dim"
+        )
+    Console().print(table)
+
+
+def _range(one: "GroupQuality | AttributeQuality") -> str:
+    return f"{one.low:.3f} to {one.high:.3f}"
 
 
 def _show_drift(before: "list[Scored]", now: "list[Scored]", settings: "ScoreSettings") -> None:
@@ -157,7 +240,8 @@ def _show_drift(before: "list[Scored]", now: "list[Scored]", settings: "ScoreSet
     Console().print(table)
 
 
-def _moment(text: str | None, option: str) -> dt.datetime | None:
+def moment(text: str | None, option: str) -> dt.datetime | None:
+    """Return what ``option`` says of a moment in UTC, or None. Raises ConfigError."""
     if text is None:
         return None
     try:

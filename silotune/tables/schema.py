@@ -8,12 +8,25 @@ folder and every generator use these definitions and nothing else.
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["EVENTS", "EVENT_KINDS", "ITEMS", "PROMOTIONS", "TABLES", "USERS", "Column", "Table"]
+__all__ = [
+    "CAMPAIGNS",
+    "EVENTS",
+    "EVENT_KINDS",
+    "ITEMS",
+    "PROMOTIONS",
+    "TABLES",
+    "USERS",
+    "Column",
+    "Table",
+]
 
 Kind = Literal["text", "number", "time"]
 
 EVENT_KINDS = ("view", "click", "cart", "purchase", "redeem")
 """What a customer can do with an item. `redeem` is a purchase paid with a coupon."""
+
+CAMPAIGNS = "campaigns"
+"""Column of `USERS` that says what a customer was sent; every other one says what they are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.objective import Binary, Objective
 
-__all__ = ["AsksAt", "Examples", "ListsProducts", "Task", "keys_of", "own_settings"]
+__all__ = [
+    "AsksAt",
+    "DescribesCustomers",
+    "Examples",
+    "ListsProducts",
+    "Task",
+    "Traits",
+    "keys_of",
+    "own_settings",
+]
 
 _YES_OR_NO = Binary()
 
@@ -127,6 +136,31 @@ class ListsProducts(Protocol):
         A product's ``group`` is its name, its row is a test row where that is held out from
         training at every merchant. Keys: ``item_id``, ``title``, ``category``, and others.
         """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Traits:
+    """Customers of one silo in words, row i of every field the same one. Private, as tables are."""
+
+    user_id: list[str]
+    """Keyed hashes of the silo folder, each once."""
+    words: Mapping[str, Sequence[str]]
+    """By trait, each customer's band of it; the bands are public and the same everywhere."""
+    habits: list[list[str]]
+    """Categories that the customer usually buys from."""
+
+
+@runtime_checkable
+class DescribesCustomers(AsksAt, Protocol):
+    """A task that asks once about each customer, and can say in words what a customer is like."""
+
+    def made_up(self) -> Examples:
+        """Return customers of nobody over the whole range of what is asked; all public."""
+        ...
+
+    def traits_at(self, silo: SiloFolder, date: dt.datetime) -> Traits:
+        """Return the customers that ``build_at`` asks about, in its order. Raises DataError."""
         ...
 
 

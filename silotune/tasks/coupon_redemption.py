@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from silotune.config import config
 from silotune.errors import NoExamplesError
 from silotune.tables.as_of import SiloAsOf
-from silotune.tables.schema import USERS
+from silotune.tables.schema import CAMPAIGNS, USERS
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, keys_of
 from silotune.tasks.checks import check_counts, check_span
@@ -162,4 +162,4 @@ class CouponRedemption:
 def _names_campaigns(silo: SiloFolder) -> bool:
     if not silo.has(USERS):
         return False
-    return "campaigns" in pq.read_schema(silo.path / f"{USERS.name}.parquet").names
+    return CAMPAIGNS in pq.read_schema(silo.path / f"{USERS.name}.parquet").names

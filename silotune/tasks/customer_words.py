@@ -4,7 +4,15 @@ import itertools
 import math
 from typing import Any
 
-__all__ = ["NUMERIC", "context_of", "group_of", "numeric_of", "public_texts", "text_of"]
+__all__ = [
+    "NUMERIC",
+    "context_of",
+    "group_of",
+    "made_up_rows",
+    "numeric_of",
+    "public_texts",
+    "text_of",
+]
 
 NUMERIC = (
     "recency_fortnight",
@@ -144,23 +152,34 @@ def _habit(share: float, what: str) -> str:
 
 def public_texts() -> list[str]:
     """Return texts of customers who do not exist, over the whole range of the words."""
-    texts = []
+    return [text_of(row) for row in made_up_rows()]
+
+
+def made_up_rows() -> list[_Row]:
+    """Return rows as `customer_sql` gives them, of customers who do not exist."""
+    rows = []
     for step, (weeks, visits, share) in enumerate(itertools.product(_WEEKS, _VISITS, _SHARES)):
         spend, tenure = _SPENDS[step % len(_SPENDS)], _TENURES[step % len(_TENURES)]
-        texts.append(
-            text_of(
-                {
-                    "weeks_since": weeks,
-                    "tenure": tenure + weeks,
-                    "visits": 1 + round(visits * tenure / 12),
-                    "visits_12": visits,
-                    "visits_4": round(share * visits),
-                    "spend_12": spend,
-                    "spend_4": share * spend,
-                }
-            )
+        deals = _DEALS[step % len(_DEALS)]
+        rows.append(
+            {
+                "weeks_since": weeks,
+                "tenure": tenure + weeks,
+                "visits": 1 + round(visits * tenure / 12),
+                "visits_12": visits,
+                "visits_4": round(share * visits),
+                "active_weeks": min(12, visits),
+                "spend": spend * max(1.0, tenure / 12),
+                "spend_12": spend,
+                "spend_4": share * spend,
+                "families_12": 2 * visits,
+                "deal_share": deals,
+                "coupon_share": deals / 10,
+                "usual": [],
+                "recent": [],
+            }
         )
-    return texts
+    return rows
 
 
 _WEEKS = (0.3, 0.8, 1.6, 3.0, 6.0)
@@ -169,3 +188,4 @@ _SHARES = (0.0, 0.1, 0.35, 0.7)
 # Of lengths without a common divisor with that of the shares: every word meets every other.
 _SPENDS = (10.0, 60.0, 150.0, 400.0, 900.0)
 _TENURES = (5.0, 15.0, 60.0)
+_DEALS = (0.0, 0.05, 0.15, 0.3, 0.5, 0.7, 0.9)

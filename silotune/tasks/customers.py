@@ -16,10 +16,18 @@ from silotune.config import config
 from silotune.errors import ConfigError, NoExamplesError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples, keys_of
+from silotune.tasks.base import Examples, Traits, keys_of
 from silotune.tasks.checks import check_counts, check_horizon
 from silotune.tasks.customer_sql import STATEMENTS
-from silotune.tasks.customer_words import NUMERIC, context_of, group_of, numeric_of, text_of
+from silotune.tasks.customer_traits import traits_of
+from silotune.tasks.customer_words import (
+    NUMERIC,
+    context_of,
+    group_of,
+    made_up_rows,
+    numeric_of,
+    text_of,
+)
 from silotune.tasks.customer_words import public_texts as made_up_texts
 from silotune.tasks.objective import Binary, Classes, Objective
 from silotune.tasks.sql_run import rows_of
@@ -77,6 +85,24 @@ class _Snapshots:
         """Made-up customers, in the words of the examples' texts."""
         return made_up_texts()
 
+    def made_up(self) -> Examples:
+        """Return customers who do not exist; see `silotune.tasks.base.DescribesCustomers`."""
+        rows = [
+            row | {"user_id": f"nobody-{i}", "date": None, "test": True}
+            for i, row in enumerate(made_up_rows())
+        ]
+        return _examples(Binary(), [[math.nan]] * len(rows), rows)
+
+    def traits_at(self, silo: SiloFolder, date: dt.datetime) -> Traits:
+        """Say what every customer is like who is active on ``date``, in bands of words.
+
+        Raises:
+            DataError: no customer is.
+        """
+        # More than a text names: a profile asks what many have in common.
+        more = replace(self, usual=max(self.usual, _HABITS))
+        return traits_of(more._rows_at(silo, date))  # noqa: SLF001  # own
+
     def _build(
         self, silo: SiloFolder, objective: Objective, labels: list[list[float]], rows: list[Any]
     ) -> Examples:
@@ -86,21 +112,13 @@ class _Snapshots:
                 f"{self.first:%Y-%m-%d} and {self.last:%Y-%m-%d}, and within {self.active_days} "
                 "days of it. Check the task's first, split and last against `silotune data check`."
             )
-        users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
-        return Examples(
-            text=[text_of(r) for r in rows],
-            context=[context_of(r) for r in rows],
-            numeric_EF=np.array([numeric_of(r) for r in rows], dtype=np.float32),
-            label_EK=np.array(labels, dtype=np.float32),
-            user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
-            visit_E=np.arange(len(rows), dtype=np.int64),
-            group=[group_of(r) for r in rows],
-            test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
-            objective=objective,
-            keys=keys_of(rows, "user_id", "date"),
-        )
+        return _examples(objective, labels, rows)
 
     def _build_at(self, silo: SiloFolder, objective: Objective, date: dt.datetime) -> Examples:
+        rows = self._rows_at(silo, date)
+        return _examples(objective, [[math.nan] * objective.outputs] * len(rows), rows)
+
+    def _rows_at(self, silo: SiloFolder, date: dt.datetime) -> list[dict[str, Any]]:
         weeks = dt.timedelta(days=self.horizon_days)
         at = replace(self, first=date - weeks, split=date, last=date + weeks, test_dates=1)
         rows = [r for r in at._rows(SiloAsOf.of(silo, date)) if r["test"]]  # noqa: SLF001  # own
@@ -110,7 +128,7 @@ class _Snapshots:
                 f"last time within {self.active_days} days of it. Ask about a date that the tables "
                 "cover."
             )
-        return self._build(silo, objective, [[math.nan] * objective.outputs] * len(rows), rows)
+        return rows
 
     def _rows(self, silo: SiloFolder) -> list[dict[str, Any]]:
         return rows_of(
@@ -134,6 +152,23 @@ class _Snapshots:
         )
 
 
+def _examples(objective: Objective, labels: list[list[float]], rows: list[Any]) -> Examples:
+    users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
+    return Examples(
+        text=[text_of(r) for r in rows],
+        context=[context_of(r) for r in rows],
+        numeric_EF=np.array([numeric_of(r) for r in rows], dtype=np.float32),
+        label_EK=np.array(labels, dtype=np.float32),
+        user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
+        visit_E=np.arange(len(rows), dtype=np.int64),
+        group=[group_of(r) for r in rows],
+        test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
+        objective=objective,
+        keys=keys_of(rows, "user_id", "date"),
+    )
+
+
+_HABITS = 12
 _COUNTS = (
     "horizon_days",
     "step_days",

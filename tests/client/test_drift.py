@@ -33,8 +33,9 @@ def scored(score_E, seed=0):
         group=[""] * count,
         test_E=np.ones(count, bool),
     )
+    score_EK = np.asarray(score_E)[:, None]
     return Scored(
-        examples=examples, rows=np.arange(count), score_EK=np.asarray(score_E)[:, None], date=None
+        examples=examples, rows=np.arange(count), logit_EK=score_EK, score_EK=score_EK, date=None
     )
 
 

@@ -8,6 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SILO_SIDE = sorted((ROOT / "client").rglob("*.py")) + sorted((ROOT / "privacy").rglob("*.py"))
 DOOR = ROOT / "client" / "door.py"
+# The merchant's own command: writes a release into a file in place of a message.
+FILE_DOOR = ROOT / "client" / "centroids.py"
 APP = ROOT / "client" / "client_app.py"
 NODE = ROOT / "client" / "flower_node.py"
 LIMITS = ROOT / "client" / "node_limits.py"
@@ -236,15 +238,55 @@ def test_the_handlers_of_the_app_only_hand_on_to_the_door():
 
 
 @pytest.mark.parametrize("path", SILO_SIDE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_only_the_gate_makes_an_outgoing_and_only_the_door_opens_one(path):
+def test_only_the_gate_makes_an_outgoing_and_only_the_doors_open_one(path):
     tree = _tree(path)
     if path.name != "egress.py":
         assert not _calls(tree, "Outgoing")
         assert "_TOKEN" not in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         assert not {n for n in _imports(tree) if n.endswith("._TOKEN")}
-    if path != DOOR:
+    if path not in (DOOR, FILE_DOOR):
         assert not _calls(tree, "vector")
+    if path != DOOR:
         assert not _calls(tree, "reply")
+
+
+def test_what_the_file_of_centroids_holds_came_by_the_gate_or_is_public():
+    tree = _tree(FILE_DOOR)
+    functions = {f.name: f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)}
+    made = {
+        ast.unparse(n.targets[0]): ast.unparse(n.value)
+        for n in ast.walk(functions["release_centroids"])
+        if isinstance(n, ast.Assign)
+    }
+    assert made["released"] == "one.out(asks, space, initial_KP, as_of, facts)"
+    assert made["noisy_D"] == "released.vector()"
+    assert made["(centroid_KP, count_K)"] == "read_centroids(noisy_D, plan, initial_KP)"
+    assert made["tensors"] == (
+        "{'released': noisy_D.numpy(), 'centroids': centroid_KP, 'counts': count_K, "
+        "'initial': initial_KP, 'centre': space.centre_X, 'axes': space.axes_XP}"
+    )
+    assert made["content"] == "save(tensors, {'silotune': json.dumps(told)})"
+    assert len(_calls(tree, "write_file")) == len(_calls(tree, "save")) == 1
+    # The space, the first centroids and the words know the model and the plan, and no customer.
+    assert made["space"] == "public_space(model, asks, plan.axes)"
+    assert made["initial_KP"] == "_first_centroids(space, plan)"
+    assert made["facts"] == "_facts(silo, settings, plan, as_of)"
+    assert not _calls(functions["_facts"], "connect")
+    # Made with an adapter that the aggregator knows.
+    assert made["settings"] == "kept_settings(folder, task, job=job)"
+    outs = {ast.unparse(n.value) for n in ast.walk(functions["out"]) if isinstance(n, ast.Return)}
+    assert all(o == "stored" or o.startswith("self.gate.release(") for o in outs)
+    stored = [
+        ast.unparse(n.value)
+        for n in ast.walk(functions["out"])
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "stored"
+    ]
+    assert stored == ["self.gate.again(request)"]
+    # Charged before a customer is looked at.
+    lines = [ast.unparse(n) for n in functions["out"].body]
+    (charged,) = [i for i, line in enumerate(lines) if "self._ledger.reserve(" in line]
+    (looked,) = [i for i, line in enumerate(lines) if "self._points(" in line]
+    assert charged < looked
 
 
 def test_a_reply_holds_one_array_and_nothing_else():
