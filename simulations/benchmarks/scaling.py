@@ -84,7 +84,7 @@ def steps_to(first: float, limit: float, *, each: float = math.sqrt(10)) -> list
 
 
 def merchants_curve(
-    folder: Path, limit: int = 1000, *, users: int = 60, engine: str = "pool"
+    folder: Path, limit: int = 1000, *, users: int = 24, engine: str = "pool"
 ) -> Curve:
     """Preparation and two private rounds of 1 to ``limit`` merchants on two workers."""
     silos = _synthetic(folder, limit, users)
