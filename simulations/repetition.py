@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from client.worker import ledger_of
+from client.worker import Worker, ledger_of
 from privacy.accounting import GaussianEvent, epsilon_spent
 from privacy.ledger import Ledger, events_of
 from server.run_store import RunStore
 from silotune.federation import Federation, Job, build_model
 from silotune.models.text_model import TextModel
+from silotune.tasks.base import Examples
+from silotune.tasks.registry import AnyTask
+from silotune.tasks.several import SeveralTasks
 from simulations.apart import parts_of_test
 from simulations.baselines import METHODS
 from simulations.baselines_text import TEXT_METHODS
@@ -74,17 +77,19 @@ class Repetition:
 
     def simple_methods(self) -> None:
         """What the task says a merchant would use instead."""
-        data = self.merchants.data
-        examples, methods = list(data.values()), self.scenario.task.simple_methods
-        # Small products gain nothing from threads, and spin where a processor is taken.
-        with self._stage("simple methods") as progress, threadpool_limits(1):
-            if not TEXT_METHODS.keys().isdisjoint(methods):
+        task, examples = self.scenario.task, list(self.merchants.data.values())
+        missing = [arm for arm in task.simple_methods if arm not in self._done]
+        if not missing:
+            return
+        with self._stage("simple methods") as progress:
+            if not TEXT_METHODS.keys().isdisjoint(missing):
                 folders = self.merchants.folders.values()
                 examples = self._pool.each([(with_texts, (f,)) for f in folders], lambda *_: None)
-            for done, arm in enumerate(methods):
-                found = by_simple_method(self.scenario.task, METHODS[arm], examples)
-                self._record(arm, dict(zip(data, found, strict=True)))
-                progress(done + 1, len(methods))
+            calls = [(_simple_method, (task, arm, examples)) for arm in missing]
+            # Tasks name the plain ones first.
+            results = self._pool.each(calls, progress, cost=range(len(calls)))
+            for arm, found in zip(missing, results, strict=True):
+                self._record(arm, self._named(found))
 
     def without_federation(self) -> None:
         """Each merchant alone, and all pooled."""
@@ -272,6 +277,15 @@ class Repetition:
         examples = self.merchants.data[name]
         labels_EK: NDArray[np.float32] = examples.label_EK[examples.test_E]
         return labels_EK
+
+
+def _simple_method(
+    worker: Worker, task: AnyTask | SeveralTasks, arm: str, examples: list[Examples]
+) -> list[NDArray[np.float64]]:
+    del worker
+    # Small products gain nothing from threads, and spin where a processor is taken.
+    with threadpool_limits(1):
+        return list(by_simple_method(task, METHODS[arm], examples))
 
 
 @lru_cache(maxsize=4096)
