@@ -59,6 +59,8 @@ def test_a_plot_is_drawn(tmp_path):
     curve = Curve("c", "merchants", (1.0, 10.0), {"job": (1.0, 9.0)}, (100.0, 110.0))
     plot(curve, tmp_path / "images" / "c.svg")
     text = (tmp_path / "images" / "c.svg").read_text(encoding="utf-8")
+    # What a reader sees: numbers, no code of a formula.
+    assert "mathdefault" not in text
     assert text.startswith("<?xml")
     assert math.isclose(curve.exponents()["job"], math.log10(9))
 
