@@ -12,7 +12,7 @@ from client.attacks import Membership
 from client.audit_run import AuditReport
 from privacy.audit_curves import roc, tpr_limit
 from simulations.audit_table import CAVEATS, rows_of
-from simulations.plot_style import ACCENT, FAULT, GRID, INK, MUTED, draw, name_rows
+from simulations.plot_style import ACCENT, FAULT, GRID, INK, MUTED, draw, name_rows, plain_ticks
 
 __all__ = ["bounds_plot", "inversion_plot", "roc_plot", "scores_plot", "write_page"]
 
@@ -88,6 +88,7 @@ def roc_plot(report: AuditReport) -> Markup:
         axes.plot(fpr, fpr, color=MUTED, linewidth=1, dashes=(1, 2))
         axes.set_xscale("log")
         axes.set_xlim(5e-3, 1)
+        plain_ticks(axes.xaxis)
         axes.set_ylim(0, 1)
         axes.set_xlabel("false-positive rate")
         axes.set_ylabel("true-positive rate")

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from silotune.errors import ConfigError
-from simulations.plot_style import HUES, INK, MUTED, SURFACE, label_lines, save
+from simulations.plot_style import HUES, INK, MUTED, SURFACE, label_lines, plain_ticks, save
 
 __all__ = ["FORMATS", "MOST_NOISES", "Plan", "save_plan_plot"]
 
@@ -75,7 +74,7 @@ def _rounds(axes: Axes, plan: Plan) -> None:
     # On one linear axis the smallest would lie on the floor.
     if heights and max(heights) > _MOST_SPREAD * min(heights):
         axes.set_yscale("log")
-        _plain_ticks(axes.yaxis)
+        plain_ticks(axes.yaxis)
         _label_log(axes, [end for end in ends if end[0] > 0])
     else:
         axes.set_ylim(0, 1.04 * axes.get_ylim()[1])
@@ -108,18 +107,10 @@ def _users(axes: Axes, plan: Plan) -> None:
         color=MUTED,
         fontsize=8.5,
     )
-    _plain_ticks(axes.xaxis)
-    _plain_ticks(axes.yaxis)
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)
     axes.set(xlabel="users of a silo", title="noise in the mean of a step, % of the clip norm")
     _label_log(axes, ends)
-
-
-def _plain_ticks(axis: XAxis | YAxis) -> None:
-    # Ones, twos and fives where an axis has few powers of ten.
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=9))
-    axis.set_major_formatter(lambda x, _: f"{x:,.10g}")
-    axis.set_minor_locator(NullLocator())
 
 
 def _label_log(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:

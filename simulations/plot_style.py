@@ -16,7 +16,9 @@ from typing import Any
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from simulations.arm_labels import Arm
 
@@ -33,6 +35,7 @@ __all__ = [
     "draw",
     "label_lines",
     "name_rows",
+    "plain_ticks",
     "save",
     "shorten",
     "styles",
@@ -173,6 +176,15 @@ def save(
         figure = Figure(figsize=(width, height))
         paint(figure)
         figure.savefig(path, dpi=200)
+
+
+def plain_ticks(axis: XAxis | YAxis) -> None:
+    """Give a logarithmic axis numbers: powers of ten are mathematical text, here code."""
+    # Ones, twos and fives where an axis has few powers of ten.
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=9))
+    axis.set_major_formatter(lambda x, _: f"{x:,.10g}")
+    axis.set_minor_locator(NullLocator())
 
 
 @contextmanager

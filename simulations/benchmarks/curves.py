@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from simulations.benchmarks.comparisons import Bench
 from simulations.benchmarks.scaling import (
@@ -14,7 +13,7 @@ from simulations.benchmarks.scaling import (
     users_curve,
     workers_curve,
 )
-from simulations.plot_style import HUES, MUTED, save
+from simulations.plot_style import HUES, MUTED, plain_ticks, save
 
 __all__ = ["CURVES", "plot"]
 
@@ -32,12 +31,9 @@ def plot(curve: Curve, path: Any) -> None:
         right.plot(curve.sizes, curve.memory, marker="o", markersize=3.5, color=MUTED)
         for axes, title in ((left, "Seconds"), (right, "Peak memory, MiB")):
             axes.set(xscale="log", yscale="log", xlabel=curve.axis, title=title)
-            for scale in (axes.xaxis, axes.yaxis):
-                # Plain numbers: powers of ten are mathematical text, which stays code in an SVG
-                # whose text is text.
-                scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-                scale.set_minor_formatter(NullFormatter())
         right.set_ylim(min(curve.memory) / 2, max(curve.memory) * 2)
+        for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
+            plain_ticks(axis)
         left.legend(fontsize=7.5, frameon=False)
 
     save(path, 2.6, paint, width=7.2)
