@@ -34,6 +34,7 @@ PROTOCOL = 1
 
 _MAX_REQUEST = 16_384
 _FLAT = "flat"
+_NAMES = ("job", "task", "model", "base_digest", "layout_digest")
 
 _Request = TypeVar("_Request", "TrainRequest", "MetricsRequest")
 
@@ -64,7 +65,7 @@ class TrainRequest:
 
     def __post_init__(self) -> None:
         """Check what holds for every request. Raises ConfigError."""
-        _check_common(self.protocol, self.round)
+        _check_common(self)
         if (self.private is None) == (self.plain is None):
             raise ConfigError("exactly one of private and plain must be there.")
 
@@ -91,14 +92,19 @@ class MetricsRequest:
 
     def __post_init__(self) -> None:
         """Check what holds for every request. Raises ConfigError."""
-        _check_common(self.protocol, self.round)
+        _check_common(self)
 
 
-def _check_common(protocol: int, round_: int) -> None:
-    if protocol != PROTOCOL:
-        raise ConfigError(f"protocol is {protocol}; this version speaks {PROTOCOL}.")
-    if round_ < 0:
-        raise ConfigError(f"round is {round_}; it must not be negative.")
+def _check_common(what: "TrainRequest | MetricsRequest") -> None:
+    if what.protocol != PROTOCOL:
+        raise ConfigError(f"protocol is {what.protocol}; this version speaks {PROTOCOL}.")
+    if what.round < 0:
+        raise ConfigError(f"round is {what.round}; it must not be negative.")
+    for name in _NAMES:
+        # They stay in a merchant's ledger for ever, and are shown in its terminal: half a
+        # character cannot be written, and an escape sequence is a command.
+        if not getattr(what, name).isprintable():
+            raise ConfigError(f"{name} is {getattr(what, name)!r}; it must be printable.")
 
 
 def request(what: TrainRequest | MetricsRequest, adapter_D: Tensor) -> RecordDict:

@@ -168,6 +168,13 @@ def test_an_impossible_request_for_metrics_is_refused(change, words):
     _refused(asdict(MEASURE) | change, MetricsRequest, words)
 
 
+@pytest.mark.parametrize("name", ["job", "task", "model", "base_digest", "layout_digest"])
+@pytest.mark.parametrize("text", ["a\ud800", "\x1b[2J", "a\nb", "a\0", "\u202ea"])
+@pytest.mark.parametrize("ask", [ASK, MEASURE])
+def test_a_name_that_no_ledger_could_show_is_refused(ask, name, text):
+    _refused(asdict(ask) | {name: text}, type(ask), name)
+
+
 def _refused(raw, kind, words):
     content = RecordDict(
         {
