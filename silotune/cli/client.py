@@ -259,7 +259,7 @@ def _print_rows(rows: "list[LedgerRow]", budget: float | None) -> None:
             str(r.bytes or "–"),
             r.sha256[:12],
         )
-    console = Console()
+    console = Console(markup=False)  # an aggregator chose the jobs' names
     console.print(table)
     spent, delta = (rows[-1].epsilon, f" at δ = {rows[-1].delta:g}") if rows else (0.0, "")
     left = "" if budget is None else f"; left of {budget:g}: {max(0.0, budget - spent):.3f}"

@@ -44,6 +44,14 @@ def test_show_prints_what_is_left_of_the_policy_and_draws(silo, capsys):
     assert plot.stat().st_size > 1000
 
 
+def test_show_prints_names_that_look_like_markup(tmp_path, capsys):
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        what = {"job": "[/x][b]", "round": 0}
+        ledger.reserve("a", [EVENT], what, epsilon=8.0, delta=1e-4)
+    assert main(["client", "ledger", "show", str(tmp_path)]) == 0
+    assert "[/x][b]" in capsys.readouterr().out
+
+
 def test_verify_passes_what_was_written_and_names_what_was_changed(silo, capsys):
     assert main(["client", "ledger", "verify", str(silo)]) == 0
     assert "2 reservations, 1 releases" in capsys.readouterr().out
