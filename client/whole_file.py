@@ -168,8 +168,11 @@ def _part(path: Path) -> Path:
 def _hold(part: Path, wait: float) -> BinaryIO | None:
     until = time.monotonic() + wait
     while True:
-        file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+b")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        file = os.fdopen(os.open(part, flags, 0o600), "r+b")
         try:
+            # One that was there has the mode, and the owner, that somebody else gave it.
+            os.fchmod(file.fileno(), 0o600)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()

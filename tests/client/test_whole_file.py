@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from client.prepared import _EXAMPLES_KEPT, _keep_newest
-from client.whole_file import claimed, load_arrays, open_private, save_arrays
+from client.whole_file import claimed, load_arrays, open_private, save_arrays, write_text
+from silotune.errors import ConfigError
 
 ARRAYS = {"numbers": np.arange(40), "words": np.array(["a", "bc"])}
 
@@ -36,6 +37,20 @@ def test_what_a_killed_writer_left_is_no_part_of_the_next_file(path):
     save_arrays(path, ARRAYS)
     assert _same(load_arrays(path))
     assert path.stat().st_size < 100_000
+
+
+def test_a_file_that_lay_ready_for_it_is_closed_to_others_and_no_link_is_followed(tmp_path):
+    out, other = tmp_path / "scores.parquet", tmp_path / "other"
+    part = tmp_path / "scores.parquet.part"
+    part.touch()
+    part.chmod(0o666)
+    write_text(out, "x")
+    assert (out.read_text(), out.stat().st_mode & 0o777) == ("x", 0o600)
+    other.write_text("kept")
+    part.symlink_to(other)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_text(out, "y")
+    assert (out.read_text(), other.read_text()) == ("x", "kept")
 
 
 def test_damage_is_noticed(path):
