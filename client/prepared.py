@@ -28,6 +28,7 @@ from silotune.models.batching import token_batches
 from silotune.models.text_model import TextModel
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, Task, own_settings
+from silotune.tasks.names import names_in
 from silotune.tasks.objective import Objective
 
 __all__ = ["Batch", "PreparedExamples", "Work", "load_or_prepare", "prepare"]
@@ -100,8 +101,8 @@ def load_or_prepare(
     tables, tokenizer, base and lengths are part of the cache's key. Other arguments: as `prepare`.
     """
     work = work or Work()
-    own = own_settings(silo, task.name)
-    files = (*silo.path.glob("*.parquet"), *([own] if own.exists() else []))
+    own = (own_settings(silo, name) for name in names_in(task.name))
+    files = (*silo.path.glob("*.parquet"), *(path for path in own if path.exists()))
     tables = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)
     made_by = (model.base_digest, model.tokenizer_digest, model.cfg.max_tokens, model.cfg.pooling)
     asked, tokens = (

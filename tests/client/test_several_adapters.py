@@ -9,15 +9,19 @@ import torch
 
 from client.config import ClientConfig
 from client.daemon import load
+from client.prepared import load_or_prepare
 from client.worker import Worker, ledger_of
 from privacy.accounting import epsilon_spent
 from privacy.ledger import Ledger, events_of
 from server.run_store import RunStore
 from silotune.errors import BudgetError, ConfigError, MessageError, PolicyError
-from silotune.federation import Job, build_model, read_federation
+from silotune.federation import Job, build_model, model_for, read_federation
 from silotune.invitation import Invitation
 from silotune.messages import TrainRequest
+from silotune.models.text_model import ModelConfig
 from silotune.tables.silo_folder import SiloFolder
+from silotune.tasks.base import own_settings
+from silotune.tasks.several import SeveralTasks
 from silotune.toml_text import toml_text
 from simulations.inline_engine import run_inline
 from tests.client.scoring import CHURN as SCORED_CHURN
@@ -223,3 +227,14 @@ def test_a_policy_that_lists_one_task_refuses_the_other(silo):
     place = taking_part(silo, tasks=[SCORED_CHURN.name])
     with place.silo, pytest.raises(PolicyError, match="customer-segment"):
         request_to(place, SCORED_SEGMENT.name, place.further[SCORED_SEGMENT.name][1])
+
+
+def test_own_settings_of_each_of_several_tasks_make_the_examples_anew(silo):
+    both = SeveralTasks(tasks=(SCORED_CHURN, SCORED_SEGMENT))
+    model = model_for(ModelConfig(use_text=False), both)
+    for number, name in enumerate((SCORED_CHURN.name, SCORED_SEGMENT.name), 1):
+        own = own_settings(silo, name)
+        own.parent.mkdir(exist_ok=True)
+        own.write_text("")
+        load_or_prepare(silo, both, model)
+        assert len(list((silo.path / "cache").glob("examples-*.npz"))) == number
