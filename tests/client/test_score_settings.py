@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import os
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from client.score_settings import score_settings
 from silotune.errors import ConfigError, DataError, ModelError
 from silotune.invitation import Invitation
 from silotune.messages import MetricsRequest, TrainRequest
+from silotune.models.stored import read_adapter
 from silotune.tasks.registry import task_mapping
 from silotune.toml_text import toml_text
 from tests.client.scoring import (
@@ -70,7 +72,34 @@ def test_only_so_many_runs_are_kept(silo, tmp_path):
     for number in range(20):
         flat = torch.zeros(model.layout.size)
         keep_adapter(silo.path, ask(TrainRequest, model, CHURN, 1, f"job {number}"), flat)
-    assert len(kept_adapters(silo.path, CHURN.name)) == 16
+        for kept in kept_adapters(silo.path, CHURN.name):
+            # A file system's clock may not tell them apart.
+            if kept.job == f"job {number}":
+                os.utime(kept.path, (number, number))
+    assert [k.job for k in kept_adapters(silo.path, CHURN.name)] == [
+        f"job {number}" for number in range(4, 20)
+    ]
+
+
+def test_two_runs_whose_names_make_one_file_name_do_not_share_it(silo, tmp_path):
+    model = exported(CHURN, tmp_path / "a")
+    jobs = ("a/b", "a_b", "../../b", "x" * 90, "x" * 91)
+    for value, job in enumerate(jobs):
+        flat = torch.full((model.layout.size,), float(value))
+        keep_adapter(silo.path, ask(TrainRequest, model, CHURN, 1, job), flat)
+    found = {k.job: read_adapter(k.path, model)[0] for k in kept_adapters(silo.path, CHURN.name)}
+    assert found == {job: value for value, job in enumerate(jobs)}
+    assert {p.parent for p in silo.path.rglob("*.safetensors")} == {silo.path / "adapters"}
+
+
+@pytest.mark.parametrize("change", [{"base_digest": "0" * 64}, {"layout_digest": "0" * 64}])
+def test_a_kept_adapter_of_another_base_or_layout_is_not_used(silo, tmp_path, change):
+    model = exported(CHURN, tmp_path / "a")
+    what = replace(ask(TrainRequest, model, CHURN, 1), **change)
+    keep_adapter(silo.path, what, torch.zeros(model.layout.size))
+    (kept,) = kept_adapters(silo.path, CHURN.name)
+    with pytest.raises(ModelError, match=r"is for base model|of another layout"):
+        read_adapter(kept.path, model)
 
 
 def test_the_local_adapter_is_taken_before_the_federations(silo, tmp_path):
