@@ -61,6 +61,16 @@ def test_chance_among_few_customers_is_not_called_drift():
     assert np.mean([d.verdict in ("some", "much") for d in found]) < 0.03
 
 
+def test_chance_is_that_of_two_samples_of_their_own_sizes():
+    before, now = np.arange(100.0), np.arange(400.0) / 4
+    # Tables of chi-square: 21.666 is passed in one of 100 cases with nine degrees of freedom.
+    assert drift_of([scored(before)], [scored(now)], ())[0].chance == pytest.approx(
+        21.666 * (1 / 100 + 1 / 400), rel=1e-4
+    )
+    # One bin: nothing can have moved.
+    assert drift_of([scored(np.ones(9))], [scored(np.ones(9))], ())[0].chance == 0
+
+
 def test_verdicts_follow_the_thresholds():
     known = {"name": "x", "before": 0.0, "now": 0.0}
     at = [(0.09, 0.0), (0.12, 0.05), (0.12, 0.2), (0.3, 0.2), (0.3, 0.4)]

@@ -158,6 +158,9 @@ def test_a_small_log_by_hand():
     by_user = dataclasses.replace(log, user_E=np.array([7, 7, 3, 3]))
     # Of each user 0 above the mean: parts 2 and 0, twice.
     assert ips(by_user, target).standard_error == pytest.approx(0.0)
+    # One user is 1 above, the other 1 below: a variance of 2 over two users, of four rows.
+    unlike = dataclasses.replace(log, user_E=np.array([7, 3, 3, 3]))
+    assert ips(unlike, target).standard_error == pytest.approx(2 / 4)
     one_user = dataclasses.replace(log, user_E=np.zeros(4, int))
     assert np.isnan(ips(one_user, target).standard_error)
 
