@@ -160,6 +160,23 @@ def test_no_group_that_is_shown_has_fewer_customers_than_the_minimum(values):
     assert ("No two groups of 20 customers." in page) == (len(expected) < 2)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "shown"),
+    [
+        ({"a": 40, "b": 19}, {}),
+        ({"a": 40, "b": 20}, {"a": 40, "b": 20}),
+        ({"a": 40, "b": 10, "c": 9}, {}),
+        ({"a": 40, "b": 10, "c": 10}, {"a": 40, "other": 20}),
+    ],
+)
+def test_nineteen_customers_are_no_group(kinds, shown):
+    one, _ = made({"a": 1.0, "b": 1.0}, users=sum(kinds.values()))
+    names = [kind for kind, count in kinds.items() for _ in range(count)]
+    groups = {"kind": {f"u{u}": kind for u, kind in enumerate(names)}}
+    (found,) = quality_by_group([Outcomes.of(one)], groups, draws=2)
+    assert {g.name: g.users for g in found.groups} == shown
+
+
 def test_a_group_without_an_answer_takes_no_part_in_the_gap():
     user = np.arange(75)
     label = np.where(user % 3 == 2, 1, user % 2)
