@@ -35,9 +35,9 @@ class Worker:
     """By name and task."""
     work: Work = field(default_factory=Work)
     """What this worker has had to load and compute so far."""
-    keep_bytes: int = 1 << 30
-    """Of prepared examples; those used longest ago are let go, and mapped again when needed.
-    What a thousand silos need is then what a few need."""
+    keep_bytes: int = 1 << 29
+    """Of prepared examples; others are let go, and mapped again when needed. What a thousand silos
+    need is then what a few need."""
     _data: OrderedDict[tuple[Path, str, str], PreparedExamples] = field(default_factory=OrderedDict)
 
     def model(self, name: str, job: Job | None = None) -> TextModel:
@@ -69,7 +69,9 @@ class Worker:
                 note_choice(f"{folder.info.name}, model '{model}'", data.choice, self.log)
             self._data[key] = data
             while len(self._data) > 1 and self._kept() > self.keep_bytes:
-                self._data.popitem(last=False)
+                # Rounds go over the silos in a circle: what was used last is needed last. Letting
+                # the oldest go would let everything go just before its turn.
+                del self._data[list(self._data)[-2]]
         self._data.move_to_end(key)
         return self._data[key]
 
