@@ -4,10 +4,7 @@ One processor thread each: many small products gain little from threads, and los
 another program takes one of the processors.
 """
 
-import atexit
 import multiprocessing
-import os
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -22,17 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.trainer import PlainConfig, make_optimizer, train_plain
-from client.worker import Worker, worker_for
+from client.worker import Worker
 from silotune.errors import WorkerError
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
+from simulations.pool_process import called, start
 
 __all__ = ["Logits", "SiloPool", "prepare", "score", "train_alone", "train_pooled", "with_texts"]
 
 Logits = NDArray[np.float32]
 """On the test rows of one merchant, in their order, (E, K)."""
-
-_federation: Path | None = None
 
 
 class SiloPool:
@@ -145,7 +141,7 @@ class SiloPool:
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                running = executor.submit(_called, call.function, call.arguments)
+                running = executor.submit(called, call.function, call.arguments)
                 future.set_result(running.result())
             except BrokenProcessPool:
                 executor.shutdown(wait=False)
@@ -166,7 +162,7 @@ class SiloPool:
             1,
             # Spawned: a fork would copy torch's thread pool in an undefined state.
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
+            initializer=start,
             initargs=(self.federation,),
         )
 
@@ -177,32 +173,6 @@ class _Call:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     silo: str | None
-
-
-def _start(federation: Path) -> None:
-    global _federation
-    _federation = federation
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Ctrl-C goes to the whole group; the parent ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # DuckDB's bindings report what a worker still holds when its interpreter is taken apart.
-    # A worker has nothing to tidy up: results have left it, files are whole once renamed.
-    atexit.register(os._exit, 0)
-
-
-def _end_with_parent() -> None:
-    # A parent that is killed cannot end its workers, and each holds gigabytes.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    if _federation is None:
-        raise RuntimeError("the pool's worker was not started by the pool.")
-    return function(worker_for(_federation), *arguments)
 
 
 def prepare(worker: Worker, folder: SiloFolder) -> Examples:

@@ -122,3 +122,32 @@ def test_a_silo_goes_back_to_the_worker_that_has_it_and_nobody_is_idle(small_fed
 def number_after(worker, seconds):
     time.sleep(seconds)
     return os.getpid()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back by GNU's C library")
+def test_a_worker_gives_back_what_it_has_freed(small_federation, tmp_path):
+    path = small_federation(tmp_path, "plain")
+    with SiloPool(path, 1) as pool:
+        before = pool.submit(resident).result()
+        full = pool.submit(with_holes).result()
+        for _ in range(10):
+            after = pool.submit(resident).result()
+    assert full > before + 150
+    assert after < before + 60
+
+
+PINNED = []
+
+
+def resident(worker):
+    """MiB of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def with_holes(worker):
+    # Blocks too small to be mapped each by itself, and one that stays above them.
+    blocks = [bytearray(b"x" * 65_000) for _ in range(3000)]
+    PINNED.append(bytearray(b"x" * 65_000))
+    assert len(blocks) == 3000
+    return resident(worker)
