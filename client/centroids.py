@@ -32,10 +32,10 @@ from client.score_file import about
 from client.score_settings import ScoreSettings, kept_settings
 from client.segments import clustered
 from client.whole_file import write_file
+from privacy.accounting import release_epsilon
 from privacy.centroids import (
     MECHANISM,
     CentroidPlan,
-    centroids_epsilon,
     noised_centroids,
     read_centroids,
 )
@@ -142,7 +142,7 @@ def release_centroids(
             centroid_KP=centroid_KP,
             count_K=count_K,
             again=len(ledger.events()) == before,
-            epsilon=centroids_epsilon(plan, policy.delta),
+            epsilon=release_epsilon(plan.event, policy.delta),
             spent=ledger.spent(policy.delta),
         )
 
@@ -223,7 +223,7 @@ class _Release:
             seeded=not self._source.is_private,
             mechanism=MECHANISM,
             metrics=self._plan.names,
-            metrics_epsilon=centroids_epsilon(self._plan, self._policy.delta),
+            metrics_epsilon=release_epsilon(self._plan.event, self._policy.delta),
         )
 
     def _points(

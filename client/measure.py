@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from client.prepared import PreparedExamples
-from privacy.metrics import MetricsPlan, noised_metrics, release_epsilon
+from privacy.accounting import release_epsilon
+from privacy.metrics import MetricsPlan, noised_metrics
 from privacy.policy import Ask
 from privacy.randomness import RandomSource
 from silotune.config import from_mapping
@@ -53,7 +54,7 @@ def ask_of(
         seeded=seeded,
         mechanism=MECHANISM,
         metrics=plan.names,
-        metrics_epsilon=release_epsilon(plan, delta),
+        metrics_epsilon=release_epsilon(plan.event, delta),
     )
 
 

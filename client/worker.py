@@ -10,7 +10,8 @@ import torch
 from client.prefix_choice import note_choice
 from client.prepared import PreparedExamples, Work, load_or_prepare
 from client.silo import Silo
-from privacy.metrics import MetricsPlan, release_epsilon
+from privacy.accounting import release_epsilon
+from privacy.metrics import MetricsPlan
 from privacy.policy import Policy
 from privacy.randomness import RandomSource, SecureSource, SeededSource
 from silotune.config import from_mapping
@@ -138,7 +139,7 @@ class Worker:
         if job.metrics is None:
             return {}
         plan = from_mapping(MetricsPlan, job.metrics, where=f"job '{job.name}': metrics")
-        return dict.fromkeys(plan.names, release_epsilon(plan, self.federation.delta))
+        return dict.fromkeys(plan.names, release_epsilon(plan.event, self.federation.delta))
 
     def _source(self, index: int, round_: int) -> RandomSource:
         seed = self.federation.noise_seed

@@ -8,6 +8,7 @@ arXiv:1908.10530) where PRV cannot answer. Both are upper bounds.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from privacy.accountants import History, prv, rdp, representable
 from silotune.config import config
@@ -19,6 +20,7 @@ __all__ = [
     "calibrate_noise",
     "epsilon_by_rdp",
     "epsilon_spent",
+    "release_epsilon",
     "steps_left",
 ]
 
@@ -64,6 +66,19 @@ def epsilon_spent(events: Sequence[GaussianEvent], *, delta: float) -> float:
     by_rdp = rdp(history, delta)
     by_prv = prv(history, delta, by_rdp)
     return _finite(by_rdp if by_prv is None else by_prv, history, delta)
+
+
+# Silos of a simulation are asked the same; the accountant need not answer twice.
+@lru_cache(maxsize=64)
+def release_epsilon(event: GaussianEvent, delta: float) -> float:
+    """Return ε of one release alone at ``delta``; infinite where no accountant bounds it.
+
+    Unit: one user of one merchant. Neighbours: add or remove one user.
+    """
+    try:
+        return epsilon_spent([event], delta=delta)
+    except PrivacyError:
+        return math.inf
 
 
 def epsilon_by_rdp(events: Sequence[GaussianEvent], *, delta: float) -> float:

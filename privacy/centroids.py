@@ -16,20 +16,19 @@ Shape suffixes: E points, U users, K clusters, P axes, D = K (P + 1) numbers rel
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from privacy.accounting import GaussianEvent, epsilon_spent
+from privacy.accounting import GaussianEvent
 from privacy.discrete import discrete_noisy_sum, discrete_plan
 from privacy.randomness import RandomSource
 from silotune.config import config
-from silotune.errors import ConfigError, DataError, PrivacyError
+from silotune.errors import ConfigError, DataError
 
-__all__ = ["MECHANISM", "CentroidPlan", "centroids_epsilon", "noised_centroids", "read_centroids"]
+__all__ = ["MECHANISM", "CentroidPlan", "noised_centroids", "read_centroids"]
 
 _Floats = NDArray[np.float64]
 
@@ -97,18 +96,6 @@ class CentroidPlan:
             self.size, clip_norm=_SENSITIVITY, noise_multiplier=self.noise_multiplier
         )
         return plan.noise_std
-
-
-@lru_cache(maxsize=64)
-def centroids_epsilon(plan: CentroidPlan, delta: float) -> float:
-    """Return ε of one release at ``delta``, all steps; infinite where no accountant bounds it.
-
-    Unit: one user of one merchant. Neighbours: add or remove one user.
-    """
-    try:
-        return epsilon_spent([plan.event], delta=delta)
-    except PrivacyError:
-        return math.inf
 
 
 def noised_centroids(

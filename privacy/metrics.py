@@ -19,22 +19,20 @@ the reader divides their sums by it, which takes their noise up and that of the 
 Shape suffixes: E examples, K outputs, U users, D numbers released.
 """
 
-import math
 from collections.abc import Iterator
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from privacy.accounting import GaussianEvent, epsilon_spent
+from privacy.accounting import GaussianEvent
 from privacy.discrete import discrete_noisy_sum, discrete_plan
 from privacy.randomness import RandomSource
 from silotune.config import config
-from silotune.errors import ConfigError, DataError, PrivacyError
+from silotune.errors import ConfigError, DataError
 
-__all__ = ["MetricsPlan", "noised_metrics", "release_epsilon"]
+__all__ = ["MetricsPlan", "noised_metrics"]
 
 _Floats = NDArray[np.float64]
 
@@ -116,19 +114,6 @@ class MetricsPlan:
             self.size, clip_norm=_SENSITIVITY, noise_multiplier=self.noise_multiplier
         )
         return plan.noise_std
-
-
-# Silos of a simulation are asked the same; the accountant need not answer twice.
-@lru_cache(maxsize=64)
-def release_epsilon(plan: MetricsPlan, delta: float) -> float:
-    """Return ε of one release at ``delta``; infinite where no accountant bounds it.
-
-    Unit: one user of one merchant. Neighbours: add or remove one user.
-    """
-    try:
-        return epsilon_spent([plan.event], delta=delta)
-    except PrivacyError:
-        return math.inf
 
 
 def noised_metrics(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from silotune.cli.adapter_options import SiloArgument
 from silotune.cli.score import moment
 from silotune.errors import ConfigError
 
@@ -20,7 +21,7 @@ def add_centroids(group: typer.Typer) -> None:
 
 
 def _centroids(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Silo.", show_default=False)],
+    folder: SiloArgument,
     as_of: Annotated[
         str, typer.Option(help="Date of the customers, in UTC; public.", show_default=False)
     ],

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from silotune.cli.adapter_options import (
+    AdapterOption,
+    JobOption,
+    LocalOption,
+    RunOption,
+    SiloArgument,
+)
 from silotune.cli.terminal import progress_bar
 from silotune.errors import ConfigError
 
@@ -28,26 +35,11 @@ def add_score(group: typer.Typer) -> None:
 
 def _score(
     task: Annotated[str, typer.Argument(metavar="TASK", show_default=False)],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Silo.", show_default=False)],
-    adapter: Annotated[
-        Path | None,
-        typer.Option(
-            help="An exported adapter's folder, or a round's file of a run. Default: the local "
-            "adapter in DIR/local/TASK, else the newest that the daemon was sent.",
-            show_default=False,
-        ),
-    ] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run file with task and model, where DIR does not say.", show_default=False
-        ),
-    ] = None,
-    job: Annotated[
-        str | None,
-        typer.Option(help="Of which run the daemon's adapter shall be.", show_default=False),
-    ] = None,
-    local: Annotated[bool, typer.Option(help="Take the local adapter where there is one.")] = True,
+    folder: SiloArgument,
+    adapter: AdapterOption = None,
+    run: RunOption = None,
+    job: JobOption = None,
+    local: LocalOption = True,
     as_of: Annotated[
         str | None,
         typer.Option(

@@ -5,6 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from silotune.cli.adapter_options import (
+    AdapterOption,
+    JobOption,
+    LocalOption,
+    RunOption,
+    SiloArgument,
+)
 from silotune.cli.score import moment
 
 if TYPE_CHECKING:
@@ -19,27 +26,16 @@ def add_segments(group: typer.Typer) -> None:
 
 
 def _segments(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Silo.", show_default=False)],
+    folder: SiloArgument,
     clusters: Annotated[int, typer.Option(help="Segments to look for.")] = 8,
     least_users: Annotated[
         int, typer.Option(help="Customers of a segment, and behind all said of it; 20 or more.")
     ] = 20,
     task: Annotated[str, typer.Option(help="Task of customers.")] = "customer-segment",
-    adapter: Annotated[
-        Path | None,
-        typer.Option(help="As of `silotune client score`.", show_default=False),
-    ] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run file with task and model, where DIR does not say.", show_default=False
-        ),
-    ] = None,
-    job: Annotated[
-        str | None,
-        typer.Option(help="Of which run the daemon's adapter shall be.", show_default=False),
-    ] = None,
-    local: Annotated[bool, typer.Option(help="Take the local adapter where there is one.")] = True,
+    adapter: AdapterOption = None,
+    run: RunOption = None,
+    job: JobOption = None,
+    local: LocalOption = True,
     as_of: Annotated[
         str | None,
         typer.Option(help="Moment in UTC. Default: the tables' end.", show_default=False),

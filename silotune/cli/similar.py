@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from silotune.cli.adapter_options import AdapterOption, RunOption, SiloArgument
 from silotune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def add_similar(group: typer.Typer) -> None:
 
 
 def _similar(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Silo.", show_default=False)],
+    folder: SiloArgument,
     text: Annotated[
         list[str] | None, typer.Option(help="A query in words. May be repeated.")
     ] = None,
@@ -40,16 +41,8 @@ def _similar(
     ] = False,
     nearest: Annotated[int, typer.Option(min=1, help="Products for each query.")] = 10,
     task: Annotated[str, typer.Option(help="Of the adapter.")] = "product-category",
-    adapter: Annotated[
-        Path | None,
-        typer.Option(help="As of `silotune client score`.", show_default=False),
-    ] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run file with task and model, where DIR does not say.", show_default=False
-        ),
-    ] = None,
+    adapter: AdapterOption = None,
+    run: RunOption = None,
     out: Annotated[
         Path | None,
         typer.Option(

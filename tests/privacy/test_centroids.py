@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import privacy.centroids
-from privacy.accounting import GaussianEvent, epsilon_spent
-from privacy.centroids import CentroidPlan, centroids_epsilon, noised_centroids, read_centroids
+from privacy.accounting import GaussianEvent, epsilon_spent, release_epsilon
+from privacy.centroids import CentroidPlan, noised_centroids, read_centroids
 from privacy.discrete import _rounded, discrete_plan
 from privacy.randomness import SecureSource, SeededSource
 from silotune.errors import ConfigError, DataError
@@ -115,7 +115,7 @@ def test_no_user_at_all_is_noise_alone_of_the_same_shape():
 def test_every_step_is_charged_and_has_noise_of_its_own():
     plan = quiet(steps=3, noise_multiplier=2.0)
     assert plan.event == GaussianEvent(sampling_rate=1.0, noise_multiplier=2.0, steps=3)
-    assert centroids_epsilon(plan, 1e-5) == epsilon_spent([plan.event], delta=1e-5)
+    assert release_epsilon(plan.event, 1e-5) == epsilon_spent([plan.event], delta=1e-5)
     drawn = []
 
     class Counting(SeededSource):
