@@ -7,7 +7,9 @@ import typer
 
 __all__ = ["AdapterOption", "JobOption", "LocalOption", "RunOption", "SiloArgument"]
 
-SiloArgument = Annotated[Path, typer.Argument(metavar="DIR", help="Silo folder.", show_default=False)]
+SiloArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Silo folder.", show_default=False)
+]
 AdapterOption = Annotated[
     Path | None,
     typer.Option(
