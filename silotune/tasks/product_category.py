@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from silotune.config import config
-from silotune.errors import ConfigError, DataError
+from silotune.errors import ConfigError, NoExamplesError
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, keys_of, own_settings
 from silotune.tasks.category_map import LOCAL, category_paths
@@ -127,11 +127,11 @@ class ProductCategory:
 
         Raises:
             ConfigError: the merchant's mapping names a class or category that there is not.
-            DataError: no product that a user took belongs to a class.
+            NoExamplesError: no product that a user took belongs to a class.
         """
         rows = self._rows(silo, STATEMENTS)
         if not rows:
-            raise DataError(
+            raise NoExamplesError(
                 f"{silo.path}: no product that a customer took between {self.first:%Y-%m-%d} and "
                 f"{self.last:%Y-%m-%d} belongs to a class: {self._coverage(silo)}. Map own "
                 f"categories in {own_settings(silo, self.name)}, or check first, split and last."

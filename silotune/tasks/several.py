@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from silotune.config import config, from_mapping
-from silotune.errors import ConfigError, DataError
+from silotune.errors import ConfigError, DataError, NoExamplesError
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, Task
 from silotune.tasks.names import joint_name
@@ -86,10 +86,23 @@ class SeveralTasks:
         A user of one task is the user of another with the same keyed hash: there is one index
         for all of them, so that sampling, cap and clip are over all of a user's examples.
 
+        A task that the silo has no example of has no rows: its head learns from other merchants.
+
         Raises:
-            DataError: a task has no example, or does not say whose its examples are.
+            NoExamplesError: no task has an example.
+            DataError: a task does not say whose its examples are.
         """
-        return joined(self, [task.build(silo) for task in self.tasks])
+        parts: list[Examples] = []
+        missing: list[NoExamplesError] = []
+        for task in self.tasks:
+            try:
+                parts.append(task.build(silo))
+            except NoExamplesError as error:
+                missing.append(error)
+                parts.append(_nothing_of(task))
+        if len(missing) == len(parts):
+            raise missing[0]
+        return joined(self, parts)
 
 
 class _OneOrSeveral:
@@ -180,6 +193,21 @@ def part_of(examples: Examples, task: SeveralTasks, number: int) -> tuple[Exampl
         keys={name: [values[r] for r in of] for name, values in examples.keys.items()},
     )
     return part, rows
+
+
+def _nothing_of(task: Task) -> Examples:
+    return Examples(
+        text=[],
+        context=[],
+        numeric_EF=np.empty((0, len(task.numeric_names)), dtype=np.float32),
+        label_EK=np.empty((0, task.outputs), dtype=np.float32),
+        user_E=np.empty(0, dtype=np.int64),
+        visit_E=np.empty(0, dtype=np.int64),
+        group=[],
+        test_E=np.empty(0, dtype=np.bool_),
+        objective=task.objective,
+        keys={"user_id": []},
+    )
 
 
 def _diagonal(blocks: Sequence[NDArray[np.float32]], fill: float) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Several tasks in one adapter: read, joined by user, each learned and judged by its own head."""
 
 import datetime as dt
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from silotune.config import config, from_mapping
-from silotune.errors import ConfigError, DataError
+from silotune.errors import ConfigError, DataError, NoExamplesError
 from silotune.federation import model_for, read_federation
 from silotune.models.heads import adapter_of_part
 from silotune.models.text_model import ModelConfig
@@ -128,6 +128,33 @@ def test_a_task_that_does_not_name_its_users_is_refused(silo):
     )
     with pytest.raises(DataError, match="'customer-segment' does not say whose"):
         joined(BOTH, [churn, nameless])
+
+
+def test_a_task_without_examples_has_no_rows_and_the_others_are_as_before(silo):
+    nobody = replace(CHURN, least_visits=10_000)
+    for tasks, empty in (((nobody, SEGMENT), 0), ((SEGMENT, nobody), 1)):
+        both = SeveralTasks(tasks=tasks)
+        examples = both.build(silo)
+        part, rows = part_of(examples, both, empty)
+        assert len(part) == len(rows) == 0
+        other, _ = part_of(examples, both, 1 - empty)
+        alone = SEGMENT.build(silo)
+        assert np.array_equal(other.numeric_EF, alone.numeric_EF)
+        assert np.array_equal(other.label_EK, alone.label_EK)
+        assert examples.users == alone.users
+        # Its head stands still, the other one learns.
+        logits_EK = torch.zeros(len(examples), both.outputs, requires_grad=True)
+        torch.autograd.backward(both.objective.loss(logits_EK, torch.from_numpy(examples.label_EK)))
+        moved_K = logits_EK.grad.abs().sum(0) > 0
+        assert not moved_K[both.objective.columns(empty)].any()
+        assert moved_K[both.objective.columns(1 - empty)].all()
+        quality = both.objective.quality(
+            examples.label_EK, np.zeros((len(examples), both.outputs)), examples.visit_E
+        )
+        assert np.isnan(quality["customer-churn: auc"])
+        assert np.isfinite(quality["customer-segment: auc"])
+    with pytest.raises(NoExamplesError):
+        SeveralTasks(tasks=(nobody, replace(SEGMENT, least_visits=10_000))).build(silo)
 
 
 def a_batch(examples, objective, count=40):
