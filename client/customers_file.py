@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 
 from silotune.errors import ConfigError
 from silotune.tables.keyed_hash import hash_id
+from silotune.tables.ratings import seen
 from silotune.tables.silo_folder import SiloFolder
 
 __all__ = ["read_customers"]
@@ -33,7 +34,7 @@ def read_customers(path: Path, silo: SiloFolder) -> list[str]:
     if not has_ids:
         raise ConfigError(f"{path}: has no column '{_COLUMN}'.")
     with silo.connect() as connection:
-        rows = connection.execute("SELECT DISTINCT user_id FROM events").fetchall()
+        rows = connection.execute(f"SELECT DISTINCT user_id FROM ({seen(silo)})").fetchall()  # noqa: S608
     known = {user for (user,) in rows}
     key = (silo.path / "user.key").read_bytes()
     ids = table[_COLUMN].cast(pa.string()).to_pylist()

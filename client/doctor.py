@@ -36,7 +36,8 @@ __all__ = ["client_findings"]
 _DAYS = 30
 _PRIVATE = (
     *("node.key", "superexec.secret", "observe.token", "user.key"),
-    *("ledger.db", "ledger.key", "ledger.anchor", "events.parquet", "users.parquet", "silo.log"),
+    *("ledger.db", "ledger.key", "ledger.anchor", "silo.log"),
+    *("events.parquet", "ratings.parquet", "users.parquet"),
 )
 _GUARDED = ("client.toml", "policy.toml")
 

@@ -22,6 +22,7 @@ from silotune.models.heads import adapter_of_part
 from silotune.models.stored import read_adapter
 from silotune.models.text_model import TextModel
 from silotune.tables.as_of import SiloOfUsers
+from silotune.tables.ratings import seen
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import AsksAt, Examples, ListsProducts, Task
 
@@ -256,17 +257,17 @@ def _customers(
     before = "" if date is None else "WHERE time < $date"
     with silo.connect() as connection:
         rows = connection.execute(
-            f"SELECT DISTINCT user_id FROM events {before}",  # noqa: S608  # no value in it
+            f"SELECT DISTINCT user_id FROM ({seen(silo)}) {before}",  # noqa: S608  # no value
             {} if date is None else {"date": date},
         ).fetchall()
-    seen = {user for (user,) in rows}
-    return sorted(seen if chosen is None else seen.intersection(chosen))
+    known = {user for (user,) in rows}
+    return sorted(known if chosen is None else known.intersection(chosen))
 
 
 def end_of(silo: SiloFolder) -> dt.datetime:
     """Return the first moment after the newest event, UTC. Raises DataError: there is none."""
     with silo.connect() as connection:
-        (last,) = connection.execute("SELECT max(time) FROM events").fetchall()[0]
+        (last,) = connection.execute(f"SELECT max(time) FROM ({seen(silo)})").fetchall()[0]  # noqa: S608
     if last is None:
         raise DataError(f"{silo.path / 'events.parquet'}: has no rows. Import the tables again.")
     end: dt.datetime = last + dt.timedelta(microseconds=1)

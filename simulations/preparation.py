@@ -71,7 +71,8 @@ def make_silos(source: DataSource, data: Path, progress: Progress) -> list[SiloF
 def _folder_name(source: DataSource) -> str:
     if source.source == "synthetic" and source.synthetic is not None:
         made = source.synthetic
-        return f"synthetic-{made.merchants}x{made.users_per_merchant}-seed{made.seed}"
+        rated = f"-rated{made.rated:g}" if made.rated else ""
+        return f"synthetic-{made.merchants}x{made.users_per_merchant}-seed{made.seed}{rated}"
     groups = f"-in-{source.groups}" if source.groups else ""
     return f"complete-journey-{source.merchants}{groups}"
 

@@ -140,6 +140,9 @@ def _synthetic(
     overlap: Annotated[
         float | None, _option("Share of customers with a second merchant.", 0.2)
     ] = None,
+    rated: Annotated[
+        float | None, _option("Share of purchases that get 1 to 5 stars, days later.", 0.0)
+    ] = None,
     seed: Annotated[int | None, _option("The same seed, the same tables.", 0)] = None,
     quiet: _Quiet = False,
 ) -> None:
@@ -157,6 +160,7 @@ def _synthetic(
         "promotion_effect": promotion_effect,
         "heterogeneity": heterogeneity,
         "overlap": overlap,
+        "rated": rated,
         "seed": seed,
     }
     config = SyntheticConfig(**{k: value for k, value in options.items() if value is not None})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import duckdb
 
 from silotune.errors import DataError
-from silotune.tables.schema import EVENTS, USERS
+from silotune.tables.schema import EVENTS, RATINGS, USERS
 from silotune.tables.silo_folder import SiloFolder
 
 __all__ = ["SiloAsOf", "SiloOfUsers"]
@@ -15,7 +15,7 @@ __all__ = ["SiloAsOf", "SiloOfUsers"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiloAsOf(SiloFolder):
-    """A silo whose events end before ``date``; items and users are as they are."""
+    """A silo whose events and ratings end before ``date``; items and users are as they are."""
 
     silo: SiloFolder
     """What it is a part of."""
@@ -52,6 +52,11 @@ class SiloAsOf(SiloFolder):
             columns = f"user_id, 'view' AS kind, {moment} AS time, 'as-of' AS visit_id"
             past += f" UNION ALL BY NAME SELECT DISTINCT {columns} FROM ({past})"  # noqa: S608
         connection.execute(f"CREATE VIEW events AS {past}")
+        if self.silo.has(RATINGS):
+            connection.execute("ALTER VIEW ratings RENAME TO all_ratings")
+            connection.execute(
+                f"CREATE VIEW ratings AS SELECT * FROM all_ratings WHERE time < {moment}"  # noqa: S608
+            )
         if self.running:
             connection.execute("ALTER VIEW promotions RENAME TO all_promotions")
             connection.execute(
@@ -90,7 +95,7 @@ class SiloOfUsers(SiloFolder):
         )
         # Bounds, since events lie ordered by user: what is outside them is not even read.
         low, high = (_quoted(found(self.users, default="")) for found in (min, max))
-        for table in (EVENTS, USERS):
+        for table in (EVENTS, RATINGS, USERS):
             if self.silo.has(table):
                 name = table.name
                 connection.execute(f"ALTER VIEW {name} RENAME TO {name}_of_all")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from silotune.tables.casts import quoted
 from silotune.tables.problems import Severity
-from silotune.tables.schema import EVENTS, PROMOTIONS, Column
+from silotune.tables.schema import EVENTS, PROMOTIONS, RATE, Column
 from silotune.tables.staged_table import FAILED, StagedTable
 
 __all__ = ["Rule", "row_rules"]
@@ -43,6 +43,8 @@ def row_rules(staged: StagedTable) -> Iterator[Rule]:
             yield from _column_rules(column)
     if staged.table is EVENTS:
         yield from _event_rules(present)
+        if "kind" in present:
+            yield from _rating_rules(staged)
     if staged.table is PROMOTIONS:
         yield from _promotion_rules(present)
 
@@ -145,6 +147,24 @@ def _event_rules(present: set[str]) -> Iterator[Rule]:
             remedy="Both are money per unit, and 'price' is the one before the discount.",
             sample="discount",
         )
+
+
+def _rating_rules(staged: StagedTable) -> Iterator[Rule]:
+    # A column of the wrong type is told of already, and so is a value that is no number.
+    if "rating" in staged.present or not any("rating" in part.columns for part in staged.parts):
+        yield Rule(
+            column="rating",
+            broken=f"kind = '{RATE}' AND rating IS NULL AND {quoted('rating' + FAILED)} IS NULL",
+            message="is empty in {n} row{s} of kind 'rate'",
+            remedy="Write what the customer gave, or drop the rows.",
+        )
+    yield Rule(
+        column="rating",
+        broken=f"kind <> '{RATE}' AND rating IS NOT NULL",
+        message="has {n} value{s} in rows of another kind than 'rate'",
+        remedy="A rating is an event of its own: kind rate, at the time it was given.",
+        sample="rating",
+    )
 
 
 def _promotion_rules(present: set[str]) -> Iterator[Rule]:

@@ -2,10 +2,11 @@
 
 Four tables: what customers did (`EVENTS`), what is sold (`ITEMS`), what is promoted
 (`PROMOTIONS`) and, optionally, who the customers are (`USERS`). Readers, checks, the silo
-folder and every generator use these definitions and nothing else.
+folder and every generator use these definitions and nothing else. The silo folder keeps what
+customers gave as ratings in a table of its own (`RATINGS`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = [
@@ -14,6 +15,9 @@ __all__ = [
     "EVENT_KINDS",
     "ITEMS",
     "PROMOTIONS",
+    "RATE",
+    "RATINGS",
+    "STORED",
     "TABLES",
     "USERS",
     "Column",
@@ -22,8 +26,10 @@ __all__ = [
 
 Kind = Literal["text", "number", "time"]
 
-EVENT_KINDS = ("view", "click", "cart", "purchase", "redeem")
-"""What a customer can do with an item. `redeem` is a purchase paid with a coupon."""
+RATE = "rate"
+EVENT_KINDS = ("view", "click", "cart", "purchase", "redeem", RATE)
+"""What a customer can do with an item. `redeem` is a purchase paid with a coupon; `rate` says
+what they think of it, wherever they are: it is no visit."""
 
 CAMPAIGNS = "campaigns"
 """Column of `USERS` that says what a customer was sent; every other one says what they are."""
@@ -105,6 +111,13 @@ EVENTS = Table(
             required=False,
             minimum=0,
         ),
+        # Any scale, down to thumbs of -1 and 1: its ends are those of the task that reads it.
+        Column(
+            name="rating",
+            kind="number",
+            meaning="what a `rate` event gives the item; empty for every other kind",
+            required=False,
+        ),
     ),
 )
 
@@ -168,4 +181,21 @@ USERS = Table(
     extra_text_columns=True,
 )
 
+RATINGS = Table(
+    name="ratings",
+    columns=(
+        *(EVENTS.column(name) for name in ("user_id", "item_id", "time")),
+        Column(name="rating", kind="number", meaning="on the merchant's own scale"),
+    ),
+    required=False,
+)
+
 TABLES = (EVENTS, ITEMS, PROMOTIONS, USERS)
+"""What a merchant has."""
+
+STORED = (
+    replace(EVENTS, columns=tuple(c for c in EVENTS.columns if c.name != "rating")),
+    *(ITEMS, PROMOTIONS, USERS, RATINGS),
+)
+"""What a silo folder holds. Ratings lie apart, so that no count of visits or purchases, old or
+new, ever meets one."""

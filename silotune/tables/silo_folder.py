@@ -3,14 +3,15 @@
 ```
 silo.toml            name, declared number of users, schema version (public)
 user.key             32 random bytes, mode 0600; never leaves the silo
-events.parquet       ordered by user_id, time
+events.parquet       ordered by user_id, time; without ratings
 items.parquet        ordered by item_id
 promotions.parquet   ordered by start
 users.parquet        optional
+ratings.parquet      where there are any: ordered by user_id, time
 ```
 
-Every column of `silotune.tables.schema` is present in every silo, empty where the merchant has
-none. A folder appears whole or not at all.
+Every column of `silotune.tables.schema.STORED` is present in every silo, empty where the merchant
+has none. A folder appears whole or not at all.
 """
 
 import itertools
@@ -28,7 +29,8 @@ import pyarrow.parquet as pq
 from silotune.config import config, from_toml
 from silotune.errors import ConfigError, DataError
 from silotune.tables.keyed_hash import KEY_BYTES, hash_parameters, hash_sql
-from silotune.tables.schema import EVENTS, ITEMS, PROMOTIONS, TABLES, USERS, Table
+from silotune.tables.ratings import ratings_apart
+from silotune.tables.schema import EVENTS, ITEMS, PROMOTIONS, RATINGS, STORED, TABLES, USERS, Table
 from silotune.tables.staging import sql_path, staged_folder, sync, write_private
 
 __all__ = [
@@ -49,6 +51,7 @@ _ORDER = {
     ITEMS.name: "item_id",
     PROMOTIONS.name: 'start, item_id, category, "end", placement, mechanic, depth',
     USERS.name: "user_id",
+    RATINGS.name: "user_id, time, item_id, rating",
 }
 
 
@@ -111,9 +114,11 @@ def write_silo(
         raise DataError(f"The user key has {len(key)} bytes; it must have {KEY_BYTES}.")
     unknown = set(sources) - {table.name for table in TABLES}
     if unknown:
-        raise DataError(f"'{min(unknown)}' is no table; known: {', '.join(_ORDER)}.")
+        known = ", ".join(table.name for table in TABLES)
+        raise DataError(f"'{min(unknown)}' is no table; known: {known}.")
+    sources = ratings_apart(connection, sources)
     with staged_folder(out) as stage:
-        for table in TABLES:
+        for table in STORED:
             if table.name in sources:
                 _write_table(connection, table, sources[table.name], stage, key)
             elif table.required:
@@ -157,15 +162,15 @@ def _select(connection: duckdb.DuckDBPyConnection, table: Table, query: str) -> 
             raise DataError(f"{table.name}: column '{column.name}' has a zone; convert it to UTC.")
         value = f'"{column.name}"' if column.name in types else "NULL"
         value = f"CAST({value} AS {column.sql_type})"
-        parts.append(f'{_hashed(column.name, value, table)} AS "{column.name}"')
+        parts.append(f'{_hashed(column.name, value)} AS "{column.name}"')
     parts += [f'CAST("{name}" AS VARCHAR) AS "{name}"' for name in extra]
     return f"SELECT {', '.join(parts)} FROM ({query}) AS source"  # noqa: S608
 
 
-def _hashed(column: str, value: str, table: Table) -> str:
+def _hashed(column: str, value: str) -> str:
     if column == "user_id":
         return hash_sql(value)
-    if column == "visit_id" and table is EVENTS:
+    if column == "visit_id":
         # The prefixes keep a visit's hash from ever being a user's.
         day = "'day:' || CAST(user_id AS VARCHAR) || ':' || CAST(CAST(time AS DATE) AS VARCHAR)"
         return hash_sql(f"coalesce('visit:' || {value}, {day})")
@@ -213,7 +218,7 @@ class SiloFolder:
         if not (path / "silo.toml").is_file():
             raise DataError(f"{path}: has no silo.toml, so it is no silo folder.")
         silo = cls(path=path, info=from_toml(SiloInfo, path / "silo.toml"))
-        for table in TABLES:
+        for table in STORED:
             if table.required or silo.has(table):
                 _check_file(table, path / f"{table.name}.parquet")
         return silo
@@ -251,7 +256,7 @@ class SiloFolder:
         connection = duckdb.connect(":memory:", config=settings)
         # DuckDB draws its own over ours, and into logs, once a query takes two seconds.
         connection.execute("SET enable_progress_bar = false")
-        for table in TABLES:
+        for table in STORED:
             if self.has(table):
                 # DuckDB reads '*', '?' and '[' in a path as a pattern unless they are bracketed.
                 path = re.sub(r"([*?\[])", r"[\1]", str(self.path.resolve()))

@@ -2,7 +2,8 @@
 
 People have tastes, brands they are loyal to, a sensitivity to price, and goods they run out of at
 their own pace; promotions draw by depth and place. `synthetic_world` says who people and merchants
-are, `synthetic_events` what they do. One block of people at a time is in memory.
+are, `synthetic_events` what they do, `synthetic_ratings` what they think of it. One block of
+people at a time is in memory.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from silotune.tables.silo_folder import SiloInfo, write_silo
 from silotune.tables.staging import sql_path, staged_folder
 from silotune.tables.synthetic_events import KINDS, Events, simulate
+from silotune.tables.synthetic_ratings import rate
 from silotune.tables.synthetic_words import AGES, BRANDS, PLACEMENTS
 from silotune.tables.synthetic_world import (
     Catalogue,
@@ -105,14 +107,23 @@ def _seeded_key(settings: SyntheticConfig, merchant: int) -> bytes:
 def _write_people(
     settings: SyntheticConfig, catalogue: Catalogue, merchant: Merchant, events: Path, users: Path
 ) -> None:
+    schema = _EVENT_SCHEMA.append(_RATING) if settings.rated else _EVENT_SCHEMA
     with (
-        pq.ParquetWriter(events, _EVENT_SCHEMA, compression="lz4") as event_file,
+        pq.ParquetWriter(events, schema, compression="lz4") as event_file,
         pq.ParquetWriter(users, _USER_SCHEMA, compression="lz4") as user_file,
     ):
         for number, people in enumerate(_bounded(settings, catalogue, merchant)):
             rng = generator(settings, "events", merchant.number, number)
             done = simulate(settings, catalogue, merchant, people, rng)
-            event_file.write_table(_event_rows(catalogue, people, done))
+            rows = _event_rows(catalogue, people, done)
+            if settings.rated:
+                # A stream of its own: everything else is as it is without ratings.
+                rng = generator(settings, "ratings", merchant.number, number)
+                given, stars = rate(settings, catalogue, people, done, rng)
+                given_rows = _event_rows(catalogue, people, given)
+                event_file.write_table(given_rows.append_column(_RATING, pa.array(stars)))
+                rows = rows.append_column(_RATING, pa.nulls(len(rows), pa.float64()))
+            event_file.write_table(rows)
             user_file.write_table(_user_rows(people))
 
 
@@ -138,6 +149,7 @@ _EVENT_SCHEMA = pa.schema(
         ("discount", pa.float64()),
     ]
 )
+_RATING = pa.field("rating", pa.float64())
 _USER_SCHEMA = pa.schema([("user_id", pa.string()), ("age", pa.string())])
 
 

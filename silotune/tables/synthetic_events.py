@@ -23,8 +23,8 @@ from silotune.tables.synthetic_world import (
 
 __all__ = ["KINDS", "Events", "simulate"]
 
-KINDS = ("view", "click", "cart", "purchase", "redeem")
-VIEW, CLICK, CART, PURCHASE, REDEEM = range(5)
+KINDS = ("view", "click", "cart", "purchase", "redeem", "rate")
+VIEW, CLICK, CART, PURCHASE, REDEEM, RATE = range(6)
 
 BASKET = 4.0
 """Mean number of categories a visit would buy from if nothing were at home."""

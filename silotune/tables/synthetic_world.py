@@ -59,6 +59,9 @@ class SyntheticConfig:
     """How much merchants differ in assortment, prices and taste: 0 not at all, 1 most."""
     overlap: float = 0.2
     """Share of a merchant's users who also shop at another merchant. One merchant has none."""
+    rated: float = 0.0
+    """Share of purchases that get a rating of 1 to 5 stars, days later; 0: there are none. The
+    other events are the same whatever it is."""
     seed: int = 0
     """The same seed gives the same tables."""
 
@@ -73,6 +76,7 @@ class SyntheticConfig:
         _in_range(self, "promotion_effect", 0, 10)
         _in_range(self, "heterogeneity", 0, 1)
         _in_range(self, "overlap", 0, 1)
+        _in_range(self, "rated", 0, 1)
         _in_range(self, "seed", 0, 2**63 - 1)
 
     @property

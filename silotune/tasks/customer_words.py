@@ -4,6 +4,8 @@ import itertools
 import math
 from typing import Any
 
+from silotune.tasks.bands import word_for
+
 __all__ = [
     "NUMERIC",
     "context_of",
@@ -110,23 +112,19 @@ def _step(value: float, edges: tuple[int, ...]) -> int:
     return sum(value >= edge for edge in edges)
 
 
-def _word(value: float, edges: tuple[tuple[float, str], ...], last: str) -> str:
-    return next((word for edge, word in edges if value < edge), last)
-
-
 def _when(weeks: float) -> str:
     edges = ((0.5, "days ago"), (1, "this week"), (2, "last week"), (4.5, "weeks ago"))
-    return _word(weeks, edges, "months ago")
+    return word_for(weeks, edges, "months ago")
 
 
 def _overdue(row: _Row) -> str:
     edges = ((0.5, "soon after the one before"), (1.5, "as usual"), (3, "later than usual"))
-    return _word(row["weeks_since"] / _gap(row), edges, "long overdue")
+    return word_for(row["weeks_since"] / _gap(row), edges, "long overdue")
 
 
 def _often(row: _Row) -> str:
     edges = ((0.1, "hardly ever"), (0.25, "once a month"), (0.6, "twice a month"), (1.2, "weekly"))
-    return _word(row["visits_12"] / 12, edges, "several times a week")
+    return word_for(row["visits_12"] / 12, edges, "several times a week")
 
 
 def _trend(four: float, twelve: float, what: str) -> str:
@@ -134,16 +132,16 @@ def _trend(four: float, twelve: float, what: str) -> str:
         return f"no {what} lately"
     # Of twelve weeks, the last four hold a third where nothing changes.
     edges = ((0.01, f"no {what} this month"), (0.2, f"less {what}"), (0.47, f"steady {what}"))
-    return _word(four / twelve, edges, f"more {what}")
+    return word_for(four / twelve, edges, f"more {what}")
 
 
 def _spend(amount: float) -> str:
     edges = ((2, "nearly nothing"), (8, "little"), (20, "some"), (45, "much"))
-    return _word(amount, edges, "very much")
+    return word_for(amount, edges, "very much")
 
 
 def _tenure(weeks: float) -> str:
-    return _word(weeks, ((8, "weeks"), (20, "months"), (40, "half a year")), "long")
+    return word_for(weeks, ((8, "weeks"), (20, "months"), (40, "half a year")), "long")
 
 
 def _habit(share: float, what: str) -> str:

@@ -4,6 +4,8 @@ import itertools
 import math
 from typing import Any
 
+from silotune.tasks.bands import word_for
+
 __all__ = ["NUMERIC", "context_of", "numeric_of", "public_texts", "text_of"]
 
 NUMERIC = (
@@ -86,8 +88,8 @@ def context_of(row: _Row) -> str:
     usual = ", ".join(row["usual"]) or "unknown"
     recent = ", ".join(row["recent"]) or "unknown"
     edges = ((0.2, "hardly ever"), (0.6, "twice a month"), (1.3, "weekly"))
-    often = _word(row["visits_8"] / 8, edges, "several times a week")
-    tenure = _word(row["tenure"], ((8, "weeks"), (26, "months")), "long")
+    often = word_for(row["visits_8"] / 8, edges, "several times a week")
+    tenure = word_for(row["tenure"], ((8, "weeks"), (26, "months")), "long")
     return (
         f"comes {often}, last {_when(row['visit_weeks'])}, customer for {tenure}. "
         f"usual: {usual}. recent: {recent}"
@@ -105,22 +107,18 @@ def _relation(row: _Row, verb: str) -> str:
     edges = ((0.7, "several times a week"), (1.5, "weekly"), (3, "every two weeks"), (7, "monthly"))
     due = ((0.5, "not due"), (1.5, "due"), (3, "overdue"))
     return (
-        f"{verb} {_share(times / (row['visits'] + 1))}, {_word(gap, edges, 'rarely')}, {when}, "
-        f"{_word(row['weeks_since'] / gap, due, 'long overdue')}"
+        f"{verb} {_share(times / (row['visits'] + 1))}, {word_for(gap, edges, 'rarely')}, {when}, "
+        f"{word_for(row['weeks_since'] / gap, due, 'long overdue')}"
     )
 
 
 def _share(share: float) -> str:
-    return _word(share, ((1e-9, "never"), (0.2, "sometimes"), (0.5, "often")), "always")
+    return word_for(share, ((1e-9, "never"), (0.2, "sometimes"), (0.5, "often")), "always")
 
 
 def _when(weeks: float) -> str:
     edges = ((1, "this week"), (2, "last week"), (4.5, "this month"))
-    return _word(weeks, edges, "months ago")
-
-
-def _word(value: float, edges: tuple[tuple[float, str], ...], last: str) -> str:
-    return next((word for edge, word in edges if value < edge), last)
+    return word_for(weeks, edges, "months ago")
 
 
 def public_texts(verb: str) -> list[str]:

@@ -11,6 +11,7 @@ from silotune.tasks.customers import CustomerChurn, CustomerSegment
 from silotune.tasks.discounts import DiscountDepth, DiscountResponse
 from silotune.tasks.item_interest import ItemInterest
 from silotune.tasks.product_category import ProductCategory
+from silotune.tasks.product_rating import ProductRating
 from silotune.tasks.promotion_outcome import PromotionOutcome
 from silotune.tasks.promotion_response import PromotionResponse
 
@@ -29,6 +30,7 @@ TASKS: Mapping[
         | DiscountResponse
         | ItemInterest
         | ProductCategory
+        | ProductRating
         | CouponRedemption
         | PromotionOutcome
     ],
@@ -40,6 +42,7 @@ TASKS: Mapping[
     "discount-response": DiscountResponse,
     "item-interest": ItemInterest,
     "product-category": ProductCategory,
+    "product-rating": ProductRating,
     "coupon-redemption": CouponRedemption,
     "promotion-outcome": PromotionOutcome,
 }
@@ -52,6 +55,7 @@ AnyTask = Annotated[
     | DiscountResponse
     | ItemInterest
     | ProductCategory
+    | ProductRating
     | CouponRedemption
     | PromotionOutcome,
     ByKey("name", default=DEFAULT),

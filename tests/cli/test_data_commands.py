@@ -81,7 +81,7 @@ def test_the_help_of_made_up_merchants_tells_the_true_defaults():
     defaults = SyntheticConfig()
     told = dict(re.findall(r"--([a-z-]+) (?:INTEGER|FLOAT).*? Default: ([0-9.]+)\. ", text))
     names = {"users": "users_per_merchant"}
-    assert len(told) == 11
+    assert len(told) == 12
     for option, value in told.items():
         name = names.get(option, option.replace("-", "_"))
         assert float(value) == getattr(defaults, name), option

@@ -74,7 +74,7 @@ def test_unknown_columns_are_warned_of_and_those_of_users_are_attributes(shop):
         "events.parquet: column 'discnt' is not used. Is it 'discount'? Rename it.",
         (
             "events.parquet: column 'shelf' is not used. Columns of the table: user_id, item_id, "
-            "kind, time, visit_id, quantity, price, discount."
+            "kind, time, visit_id, quantity, price, discount, rating."
         ),
     ]
     assert "age group" in report.tables["users"].empties
