@@ -33,7 +33,8 @@ DATE = dt.datetime.fromisoformat("2024-04-10T08:00")
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("score") / "silos"
-    generate(SyntheticConfig(merchants=1, users_per_merchant=18, weeks=20, seed=5), folder)
+    settings = SyntheticConfig(merchants=1, users_per_merchant=18, weeks=20, rated=0.3, seed=5)
+    generate(settings, folder)
     made = list_silos(folder)[0]
     promotions = made.path / "promotions.parquet"
     with duckdb.connect() as connection:

@@ -124,7 +124,8 @@ def test_without_a_date_the_end_of_the_tables_is_meant(silo, tmp_path):
     exported(CHURN, tmp_path / "a")
     scored = score(silo, CHURN.name, tmp_path / "a")
     with silo.connect() as connection:
-        last = connection.execute("SELECT max(time) FROM events").fetchall()[0][0]
+        times = "SELECT time FROM events UNION ALL SELECT time FROM ratings"
+        last = connection.execute(f"SELECT max(time) FROM ({times})").fetchall()[0][0]
     assert scored.date == last + dt.timedelta(microseconds=1)
 
 
@@ -179,6 +180,7 @@ def test_tables_without_events_are_refused(silo, tmp_path):
     exported(CHURN, tmp_path / "a")
     events = silo.path / "events.parquet"
     pq.write_table(pq.read_table(events).slice(0, 0), events)
+    (silo.path / "ratings.parquet").unlink()
     with pytest.raises(DataError, match=r"events\.parquet: has no rows"):
         score(silo, CHURN.name, tmp_path / "a")
 

@@ -234,6 +234,7 @@ def test_goods_are_bought_again_at_their_own_pace():
         {"promotion_effect": -1.0},
         {"heterogeneity": 1.5},
         {"overlap": float("nan")},
+        {"rated": 1.5},
         {"seed": -1},
     ],
 )
