@@ -16,6 +16,7 @@ from client.score_file import write_scores
 from client.score_settings import score_settings
 from silotune.errors import DataError
 from silotune.tasks.discounts import DiscountResponse
+from silotune.tasks.product_rating import ProductRating
 from silotune.tasks.registry import TASKS as REGISTERED
 from tests.client.scoring import (
     CHURN,
@@ -208,6 +209,17 @@ def test_a_response_to_a_discount_is_told_with_what_it_adds(silo, tmp_path):
     assert table.num_rows > 20
     assert min(table["slope"].to_pylist()) > 0
     assert len(set(table["dose"].to_pylist())) > 1
+
+
+def test_a_rating_is_told_as_its_place_on_the_scale(silo, tmp_path):
+    task = ProductRating(**SPAN)
+    exported(task, tmp_path / "a")
+    table = score(silo, task.name, tmp_path / "a", tmp_path / "s.parquet", labels=True)
+    assert table.column_names == ["user_id", "time", "item_id", "title", "score", "label"]
+    assert 2 < len(set(table["label"].to_pylist())) <= 5
+    assert set(table["label"].to_pylist()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert 0 <= min(table["score"].to_pylist()) < max(table["score"].to_pylist()) <= 1
+    assert min(table["time"].to_pylist()) >= task.split
 
 
 @pytest.mark.parametrize("name", sorted(REGISTERED))
