@@ -5,13 +5,11 @@ import datetime as dt
 import math
 import random
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from silotune.errors import ConfigError, NoExamplesError
-from silotune.tables.silo_folder import SiloFolder, write_silo
 from silotune.tasks.objective import Bounded
 from silotune.tasks.product_rating import ProductRating
 
@@ -24,8 +22,8 @@ MORE = [(f"i{k}", "x", f"All > Kind {k % 3} > Sort {k % 4}", f"b{k % 2}", None) 
 
 
 @pytest.fixture(scope="module")
-def rated(shop, tmp_path_factory):
-    """Return the silo of events and of ratings, (user, item, time, stars); no key is drawn."""
+def rated(shop):
+    """Return the function that writes events and ratings, (user, item, time, stars), as a silo."""
     columns = shop.columns["events"] | {"rating": pa.float64()}
 
     def write(events, ratings, items=shop.items):
@@ -33,19 +31,8 @@ def rated(shop, tmp_path_factory):
         rows += [
             (u, i, "rate", time, None, None, None, None, stars) for u, i, time, stars in ratings
         ]
-        schema = pa.schema(columns)
-        events = pa.Table.from_pylist([dict(zip(columns, r, strict=True)) for r in rows], schema)
-        names = tuple(shop.columns["items"])
-        items = pa.Table.from_pylist([dict(zip(names, i, strict=True)) for i in items])
-        promotions = pa.schema(shop.columns["promotions"]).empty_table()
-        out = tmp_path_factory.mktemp("rated") / "shop"
-        with duckdb.connect() as con:
-            tables = {"events": events, "items": items, "promotions": promotions}
-            for name, table in tables.items():
-                con.register(name, table)
-            sources = {name: f"SELECT * FROM {name}" for name in tables}
-            write_silo(con, sources, out, name="shop", nominal_users=10, key=bytes(32))
-        return SiloFolder.open(out)
+        found = [dict(zip(columns, row, strict=True)) for row in rows]
+        return shop.silo_of(pa.Table.from_pylist(found, pa.schema(columns)), [], items)
 
     return write
 
@@ -207,6 +194,10 @@ def test_nothing_from_a_moment_on_changes_what_is_said_at_it(shop, rated, seed):
     ratings = [
         r if r[0] != name or r[2] <= now else (*r[:2], r[2] + DAY / 4, 5.0 - r[3]) for r in ratings
     ]
+    # At the moment itself they buy everything, and rate all that they had not.
+    events += [(name, i[0], "purchase", now, None, 1.0, 2.0, 0.0) for i in items]
+    had = {r[1] for r in ratings if r[0] == name and r[2] <= now}
+    ratings += [(name, i[0], now, 5.0) for i in items if i[0] not in had]
     is_ = described(TASK.build(rated(events, ratings, items)))
     seen = {k for k in was if k[0] != who or k[1] <= now}
     assert any(k[:2] == (who, now) for k in seen)
