@@ -1,7 +1,12 @@
 import pytest
 
 from silotune.errors import ConfigError
-from simulations.scenario import LocalTraining, PrivateTraining
+from simulations.scenario import LocalTraining, PrivateTraining, load_scenario, scenario_names
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_a_scenario_that_comes_with_it_can_be_read_under_its_name(name):
+    assert load_scenario(name).name == name
 
 
 @pytest.mark.parametrize(
