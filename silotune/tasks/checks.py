@@ -4,7 +4,7 @@ import datetime as dt
 
 from silotune.errors import ConfigError
 
-__all__ = ["check_counts", "check_horizon", "check_span"]
+__all__ = ["check_counts", "check_horizon", "check_huber", "check_slate", "check_span"]
 
 
 def check_counts(task: object, *fields: str) -> None:
@@ -12,6 +12,18 @@ def check_counts(task: object, *fields: str) -> None:
     for field in fields:
         if getattr(task, field) < 1:
             raise ConfigError(f"{field} is {getattr(task, field)}; it must be at least 1.")
+
+
+def check_huber(delta: float) -> None:
+    """Check the ``huber_delta`` of labels in [0, 1]. Raises ConfigError."""
+    if not 0 < delta <= 1:
+        raise ConfigError(f"huber_delta is {delta}; it must be in (0, 1].")
+
+
+def check_slate(habits: int, slate: int) -> None:
+    """Check that of a slate no more are habits than it holds. Raises ConfigError."""
+    if not 0 <= habits <= slate:
+        raise ConfigError(f"habits is {habits}; it must lie between 0 and slate, {slate}.")
 
 
 def check_span(first: dt.datetime, split: dt.datetime, last: dt.datetime) -> None:

@@ -13,10 +13,9 @@ import math
 from typing import Any, Literal
 
 from silotune.config import config
-from silotune.errors import ConfigError
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples
-from silotune.tasks.checks import check_counts
+from silotune.tasks.checks import check_counts, check_huber
 from silotune.tasks.discount_sql import (
     DEPTH_STATEMENTS,
     DEPTH_STATEMENTS_AT,
@@ -65,8 +64,7 @@ class DiscountDepth(DiscountVisits):
         """Check ranges. Raises ConfigError."""
         super().__post_init__()
         check_counts(self, "train_purchases", "test_purchases")
-        if not 0 < self.huber_delta <= 1:
-            raise ConfigError(f"huber_delta is {self.huber_delta}; it must be in (0, 1].")
+        check_huber(self.huber_delta)
 
     @property
     def objective(self) -> Bounded:

@@ -17,7 +17,7 @@ from silotune.errors import ConfigError, NoExamplesError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, keys_of
-from silotune.tasks.checks import check_counts, check_horizon
+from silotune.tasks.checks import check_counts, check_horizon, check_slate
 from silotune.tasks.item_sql import STATEMENTS
 from silotune.tasks.item_words import NUMERIC, context_of, numeric_of, text_of
 from silotune.tasks.item_words import public_texts as made_up_texts
@@ -90,10 +90,7 @@ class ItemInterest:
     def __post_init__(self) -> None:
         """Check ranges. Raises ConfigError."""
         check_counts(self, *_COUNTS)
-        if not 0 <= self.habits <= self.slate:
-            raise ConfigError(
-                f"habits is {self.habits}; it must lie between 0 and slate, {self.slate}."
-            )
+        check_slate(self.habits, self.slate)
         check_horizon(self.first, self.split, self.last, self.horizon_days)
         for path in self.candidates if self.candidate == "category" else ():
             if path.count(" > ") >= self.category_level:

@@ -18,7 +18,7 @@ from silotune.tables.as_of import SiloAsOf
 from silotune.tables.schema import RATINGS
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tasks.base import Examples, keys_of
-from silotune.tasks.checks import check_counts, check_span
+from silotune.tasks.checks import check_counts, check_huber, check_slate, check_span
 from silotune.tasks.objective import Bounded
 from silotune.tasks.rating_sql import STATEMENTS, STATEMENTS_AT
 from silotune.tasks.rating_words import NUMERIC, context_of, numeric_of, public_texts, text_of
@@ -65,16 +65,12 @@ class ProductRating:
         """Check ranges. Raises ConfigError."""
         check_span(self.first, self.split, self.last)
         check_counts(self, "category_level", "train_ratings", "test_ratings", "slate", "named")
-        if not 0 <= self.habits <= self.slate:
-            raise ConfigError(
-                f"habits is {self.habits}; it must lie between 0 and slate, {self.slate}."
-            )
+        check_slate(self.habits, self.slate)
         if not -math.inf < self.lowest < self.highest < math.inf:
             raise ConfigError(
                 f"lowest and highest are {self.lowest}, {self.highest}; they must be in order."
             )
-        if not 0 < self.huber_delta <= 1:
-            raise ConfigError(f"huber_delta is {self.huber_delta}; it must be in (0, 1].")
+        check_huber(self.huber_delta)
 
     @property
     def objective(self) -> Bounded:
