@@ -274,6 +274,6 @@ def name_rows(axes: Axes, names: Sequence[str], places: Sequence[float] | None =
     axes.spines["left"].set_visible(False)
 
 
-def shorten(text: str, letters: int = 32) -> str:
+def shorten(text: str, letters: int = 36) -> str:
     """Return ``text``, cut where a plot has no room for more."""
     return text if len(text) <= letters else f"{text[: letters - 1]}…"
