@@ -28,6 +28,7 @@ from silotune.doctor import (
     warn,
 )
 from silotune.supervision import read_state
+from silotune.tables.schema import STORED
 from silotune.tables.silo_folder import SiloFolder
 from silotune.tls_look import shown_certificate
 
@@ -37,7 +38,7 @@ _DAYS = 30
 _PRIVATE = (
     *("node.key", "superexec.secret", "observe.token", "user.key"),
     *("ledger.db", "ledger.key", "ledger.anchor", "silo.log"),
-    *("events.parquet", "ratings.parquet", "users.parquet"),
+    *(f"{table.name}.parquet" for table in STORED if "user_id" in table.names),
 )
 _GUARDED = ("client.toml", "policy.toml")
 

@@ -4,7 +4,7 @@ Shape suffixes: E examples, F numeric features, K outputs of the head.
 """
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +23,7 @@ __all__ = [
     "Task",
     "Traits",
     "keys_of",
+    "numbered",
     "own_settings",
 ]
 
@@ -167,6 +168,17 @@ class DescribesCustomers(AsksAt, Protocol):
 def keys_of(rows: Sequence[Mapping[str, Any]], *columns: str) -> dict[str, list[Any]]:
     """Return `Examples.keys` from the rows that examples were made of, by their own columns."""
     return {column: [row[column] for row in rows] for column in columns}
+
+
+def numbered(values: Iterable[Hashable]) -> NDArray[np.int64]:
+    """Return the number of each value, (E,): 0, 1, … in the order of their first appearance.
+
+    >>> numbered(["b", "a", "b"]).tolist()
+    [0, 1, 0]
+    """
+    listed = list(values)
+    number = {value: n for n, value in enumerate(dict.fromkeys(listed))}
+    return np.array([number[value] for value in listed], dtype=np.int64)
 
 
 def own_settings(silo: SiloFolder, task: str) -> Path:

@@ -17,7 +17,7 @@ from silotune.errors import NoExamplesError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.schema import CAMPAIGNS, USERS
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples, keys_of
+from silotune.tasks.base import Examples, keys_of, numbered
 from silotune.tasks.checks import check_counts, check_span
 from silotune.tasks.coupon_sql import EVERYONE, NAMED, STATEMENTS, STATEMENTS_AT
 from silotune.tasks.coupon_words import NUMERIC, kind_of, numeric_of, text_of
@@ -125,17 +125,15 @@ class CouponRedemption:
         return self._examples(rows, [[math.nan]] * len(rows))
 
     def _examples(self, rows: list[dict[str, Any]], labels: list[list[float]]) -> Examples:
-        users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
         campaigns = [(r["name"], r["start"], r["end"]) for r in rows]
         lists = [r["user_id"] for r in rows] if self.ranked == "customer" else campaigns
-        list_of = {key: i for i, key in enumerate(dict.fromkeys(lists))}
         return Examples(
             text=[text_of(r) for r in rows],
             context=[context_of(r) for r in rows],
             numeric_EF=np.array([numeric_of(r) for r in rows], dtype=np.float32),
             label_EK=np.array(labels, dtype=np.float32),
-            user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
-            visit_E=np.array([list_of[key] for key in lists], dtype=np.int64),
+            user_E=numbered(r["user_id"] for r in rows),
+            visit_E=numbered(lists),
             group=[kind_of(r["name"]) for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
             objective=self.objective,

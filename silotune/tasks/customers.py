@@ -16,7 +16,7 @@ from silotune.config import config
 from silotune.errors import ConfigError, NoExamplesError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples, Traits, keys_of
+from silotune.tasks.base import Examples, Traits, keys_of, numbered
 from silotune.tasks.checks import check_counts, check_horizon
 from silotune.tasks.customer_sql import STATEMENTS
 from silotune.tasks.customer_traits import traits_of
@@ -153,13 +153,12 @@ class _Snapshots:
 
 
 def _examples(objective: Objective, labels: list[list[float]], rows: list[Any]) -> Examples:
-    users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
     return Examples(
         text=[text_of(r) for r in rows],
         context=[context_of(r) for r in rows],
         numeric_EF=np.array([numeric_of(r) for r in rows], dtype=np.float32),
         label_EK=np.array(labels, dtype=np.float32),
-        user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
+        user_E=numbered(r["user_id"] for r in rows),
         visit_E=np.arange(len(rows), dtype=np.int64),
         group=[group_of(r) for r in rows],
         test_E=np.array([r["test"] for r in rows], dtype=np.bool_),

@@ -10,7 +10,7 @@ from silotune.config import config
 from silotune.errors import NoExamplesError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples, keys_of
+from silotune.tasks.base import Examples, keys_of, numbered
 from silotune.tasks.checks import check_counts, check_span
 from silotune.tasks.objective import Objective
 from silotune.tasks.promotion_words import context_of, text_of
@@ -62,17 +62,14 @@ class DiscountVisits:
         labels: list[list[float]],
         *names: str,
     ) -> Examples:
-        users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
-        pairs = [(r["user_id"], r["visit_id"]) for r in rows]
-        visits = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
         return Examples(
             # The depth is the question; these items are the whole category of `discount-depth`.
             text=[text_of(r | {"depth": 0.0}) for r in rows],
             context=[context_of(r) for r in rows],
             numeric_EF=np.array(numeric, dtype=np.float32),
             label_EK=np.array(labels, dtype=np.float32),
-            user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
-            visit_E=np.array([visits[pair] for pair in pairs], dtype=np.int64),
+            user_E=numbered(r["user_id"] for r in rows),
+            visit_E=numbered((r["user_id"], r["visit_id"]) for r in rows),
             group=[r["category"] for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
             objective=objective,

@@ -16,7 +16,7 @@ from silotune.config import config
 from silotune.errors import ConfigError, NoExamplesError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples, keys_of
+from silotune.tasks.base import Examples, keys_of, numbered
 from silotune.tasks.checks import check_counts, check_horizon, check_slate
 from silotune.tasks.item_sql import STATEMENTS
 from silotune.tasks.item_words import NUMERIC, context_of, numeric_of, text_of
@@ -157,16 +157,14 @@ class ItemInterest:
         return self._examples(rows, [[math.nan]] * len(rows))
 
     def _examples(self, rows: list[dict[str, Any]], labels: list[list[float]]) -> Examples:
-        users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
-        dates = {d: i for i, d in enumerate(dict.fromkeys((r["user_id"], r["date"]) for r in rows))}
         numeric = [numeric_of(r, cold_visits=self.cold_visits) for r in rows]
         return Examples(
             text=[text_of(r, verb=_VERBS[self.event]) for r in rows],
             context=[context_of(r) for r in rows],
             numeric_EF=np.array(numeric, dtype=np.float32),
             label_EK=np.array(labels, dtype=np.float32),
-            user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
-            visit_E=np.array([dates[r["user_id"], r["date"]] for r in rows], dtype=np.int64),
+            user_E=numbered(r["user_id"] for r in rows),
+            visit_E=numbered((r["user_id"], r["date"]) for r in rows),
             group=[r["thing"] for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
             objective=self.objective,

@@ -13,11 +13,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from silotune.config import config
 from silotune.errors import ConfigError, NoExamplesError
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples, keys_of, own_settings
+from silotune.tasks.base import Examples, keys_of, numbered, own_settings
 from silotune.tasks.category_map import LOCAL, category_paths
 from silotune.tasks.checks import check_counts, check_span
 from silotune.tasks.objective import Classes
@@ -139,11 +140,10 @@ class ProductCategory:
         number = {name: k for k, name in enumerate(self.classes)}
         label_EK = np.zeros((len(rows), self.outputs), dtype=np.float32)
         label_EK[np.arange(len(rows)), [number[r["class"]] for r in rows]] = 1
-        users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
         return self._examples(
             rows,
             label_EK.tolist(),
-            [users[r["user_id"]] for r in rows],
+            numbered(r["user_id"] for r in rows),
             ("user_id", "item_id", "time"),
         )
 
@@ -162,7 +162,10 @@ class ProductCategory:
         rows = self.catalogue(silo)
         labels = [[math.nan] * self.outputs] * len(rows)
         return self._examples(
-            rows, labels, [0] * len(rows), ("item_id", "title", "category", "class")
+            rows,
+            labels,
+            np.zeros(len(rows), dtype=np.int64),
+            ("item_id", "title", "category", "class"),
         )
 
     def catalogue(self, silo: SiloFolder) -> list[dict[str, Any]]:
@@ -214,7 +217,7 @@ class ProductCategory:
         self,
         rows: list[dict[str, Any]],
         labels: list[list[float]],
-        users: list[int],
+        user_E: NDArray[np.int64],
         keys: tuple[str, ...],
     ) -> Examples:
         return Examples(
@@ -222,7 +225,7 @@ class ProductCategory:
             context=[context_of(r) for r in rows],
             numeric_EF=np.array([numeric_of(r) for r in rows], dtype=np.float32),
             label_EK=np.array(labels, dtype=np.float32),
-            user_E=np.array(users, dtype=np.int64),
+            user_E=user_E,
             visit_E=np.arange(len(rows), dtype=np.int64),
             group=[r["name"] for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),

@@ -17,7 +17,7 @@ from silotune.errors import ConfigError, NoExamplesError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.schema import RATINGS
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples, keys_of
+from silotune.tasks.base import Examples, keys_of, numbered
 from silotune.tasks.checks import check_counts, check_huber, check_slate, check_span
 from silotune.tasks.objective import Bounded
 from silotune.tasks.rating_sql import STATEMENTS, STATEMENTS_AT
@@ -129,15 +129,13 @@ class ProductRating:
         return self._examples(rows, [[math.nan]] * len(rows))
 
     def _examples(self, rows: list[dict[str, Any]], labels: list[list[float]]) -> Examples:
-        users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
-        times = {t: i for i, t in enumerate(dict.fromkeys((r["user_id"], r["time"]) for r in rows))}
         return Examples(
             text=[text_of(r) for r in rows],
             context=[context_of(r) for r in rows],
             numeric_EF=np.array([numeric_of(r) for r in rows], dtype=np.float32),
             label_EK=np.array(labels, dtype=np.float32),
-            user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
-            visit_E=np.array([times[r["user_id"], r["time"]] for r in rows], dtype=np.int64),
+            user_E=numbered(r["user_id"] for r in rows),
+            visit_E=numbered((r["user_id"], r["time"]) for r in rows),
             group=[r["title"] for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
             objective=self.objective,

@@ -17,7 +17,7 @@ from silotune.config import config
 from silotune.errors import NoExamplesError
 from silotune.tables.as_of import SiloAsOf
 from silotune.tables.silo_folder import SiloFolder
-from silotune.tasks.base import Examples, keys_of
+from silotune.tasks.base import Examples, keys_of, numbered
 from silotune.tasks.checks import check_counts, check_span
 from silotune.tasks.objective import Objective
 from silotune.tasks.promotion_sql import STATEMENTS, STATEMENTS_AT
@@ -123,16 +123,13 @@ class PromotionSlates:
     def _examples(
         self, rows: list[dict[str, Any]], objective: Objective, labels: list[Sequence[float]]
     ) -> Examples:
-        users = {u: i for i, u in enumerate(dict.fromkeys(r["user_id"] for r in rows))}
-        pairs = [(r["user_id"], r["visit_id"]) for r in rows]
-        visits = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
         return Examples(
             text=[text_of(r) for r in rows],
             context=[context_of(r) for r in rows],
             numeric_EF=np.array([numeric_of(r) for r in rows], dtype=np.float32),
             label_EK=np.array(labels, dtype=np.float32),
-            user_E=np.array([users[r["user_id"]] for r in rows], dtype=np.int64),
-            visit_E=np.array([visits[pair] for pair in pairs], dtype=np.int64),
+            user_E=numbered(r["user_id"] for r in rows),
+            visit_E=numbered((r["user_id"], r["visit_id"]) for r in rows),
             group=[r["category"] for r in rows],
             test_E=np.array([r["test"] for r in rows], dtype=np.bool_),
             objective=objective,

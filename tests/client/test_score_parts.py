@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +18,7 @@ from silotune.errors import ConfigError, DataError, NoExamplesError
 from silotune.tables.keyed_hash import hash_id
 from silotune.tables.synthetic import raw_user_id
 from silotune.tasks.base import ListsProducts
+from silotune.tasks.product_rating import ProductRating
 from silotune.tasks.registry import TASKS as REGISTERED
 from tests.client.scoring import CHURN, DATE, PROMOTION, SEGMENT, SPAN, TASKS, exported
 
@@ -139,6 +141,19 @@ def test_the_customers_of_a_file_are_scored_and_no_others(silo, settings_of, tmp
     assert found.drop_columns("score").equals(expected.drop_columns("score"))
     np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-5)
     assert len(score_silo(settings, silo, asked).rows) == 3
+
+
+def test_a_customer_who_only_rates_is_a_customer(silo, settings_of, tmp_path):
+    with silo.connect() as connection:
+        (someone,) = connection.execute("SELECT min(user_id) FROM ratings").fetchone()
+    events = pq.read_table(silo.path / "events.parquet")
+    pq.write_table(events.filter(pc.field("user_id") != someone), silo.path / "events.parquet")
+    path = tmp_path / "one.parquet"
+    pq.write_table(pa.table({"user_id": [someone]}), path)
+    assert read_customers(path, silo) == [someone]
+    settings = settings_of(ProductRating(**SPAN))
+    found = written(silo, settings, Asked(as_of=SPAN["last"]), tmp_path / "s.parquet")
+    assert someone in found["user_id"].to_pylist()
 
 
 def test_customers_may_have_the_merchants_own_ids(silo, tmp_path):

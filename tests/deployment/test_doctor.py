@@ -238,9 +238,10 @@ def test_a_new_silo_is_well_and_each_thing_that_is_wrong_has_its_line(silo, caps
     (folder / "policy.toml").chmod(0o666)
     ill(folder, "permissions")
     (folder / "policy.toml").chmod(0o600)
-    (folder / "user.key").chmod(0o644)
-    assert f"chmod 600 {folder / 'user.key'}" in said(ill(folder, "permissions"), "permissions")
-    (folder / "user.key").chmod(0o600)
+    for file in (folder / "user.key", folder / "events.parquet"):
+        file.chmod(0o644)
+        assert f"chmod 600 {file}" in said(ill(folder, "permissions"), "permissions")
+        file.chmod(0o600)
 
     (folder / "superexec.secret").write_bytes(b"x")
     ill(folder, "node key")
